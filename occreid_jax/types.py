@@ -1,0 +1,136 @@
+"""The words the whole package shares: Split, Dataset, Batch, Meta, Stage, Update, Aux and the Method protocol. No logic."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import numpy as np
+
+Array = jax.Array
+Params = Any  # pytree of float32 arrays
+Extra = Any  # pytree: BatchNorm statistics, memory banks, frozen networks, prototypes, baselines
+Features = Any  # pytree whose leaves have the image axis first
+Batch = Mapping[str, Array]
+"""One batch. Keys that every batch has:
+
+* ``image``  uint8 [B, H, W, 3] as stored in the table; float32 and normalised once a stage's ``augment`` or the method's
+  ``transform`` has run,
+* ``camid``  int32 [B], 0-based,
+* ``index``  int32 [B], the row in the table,
+* ``valid``  bool [B], False for rows that only pad the batch.
+
+Training batches also hold ``label`` int32 [B] (0 .. identities - 1). A stage may name more tables in ``Stage.inputs``, for
+example ``parts`` uint8 [B, H, W] (body-part labels, see `occreid_jax.data.parsing`).
+"""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Split:
+    """Images of one role (train, query or gallery), in a fixed order."""
+
+    root: Path
+    names: tuple[str, ...]  # file paths relative to root, sorted
+    pids: np.ndarray  # int32 [N], identity numbers as the file names give them; 0 is a distractor
+    camids: np.ndarray  # int32 [N], 0-based camera numbers
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Dataset:
+    """A benchmark: three splits and the protocol that compares them."""
+
+    name: str
+    protocol: str  # for example "market1501/std@1"; stands beside every result
+    train: Split
+    query: Split
+    gallery: Split
+    truth: Path | None = None  # ground truth of a synthetic set, see occreid_jax.data.parsing
+    notes: tuple[str, ...] = ()  # what a reader skipped, and anything the user should know
+
+
+@dataclasses.dataclass(frozen=True)
+class Meta:
+    """What a method must know of the data before it can build its parameters."""
+
+    identities: int
+    cameras: int
+    image_size: tuple[int, int]  # height, width in pixels
+
+
+@dataclasses.dataclass(frozen=True)
+class Update:
+    """One optimiser step of a training step: which parameters move, and how.
+
+    ``trainable`` and ``frozen`` are regular expressions searched in parameter paths such as ``backbone/block_00/attn/qkv/kernel``;
+    a parameter moves if ``trainable`` matches and ``frozen`` does not. ``optimizer`` is the config block that
+    `occreid_jax.train.optim` reads.
+    """
+
+    trainable: str
+    optimizer: Any
+    frozen: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training stage. Static: every field is known before anything is compiled."""
+
+    name: str
+    epochs: int
+    sampler: Any  # config block that occreid_jax.data.sampler reads
+    updates: tuple[Update, ...]  # applied one after the other on the same batch
+    augment: Callable[[Array, dict], dict]  # (key, raw batch) -> batch; jitted inside the step
+    inputs: tuple[str, ...] = ("image",)  # tables gathered per image
+    shared: tuple[str, ...] = ()  # tables handed over whole, for example a library of occluders
+    refresh_every: int = 0  # epochs between calls of Method.prepare; 0 means at the stage start only
+
+
+class Aux(NamedTuple):
+    """Second result of `Method.loss`."""
+
+    extra: Extra
+    metrics: dict[str, Array]  # scalars only
+
+
+@dataclasses.dataclass(frozen=True)
+class PrepareContext:
+    """What `Method.prepare` may look at. ``pass_`` runs ``fn(params, extra, batch)`` over the whole training set.
+
+    ``pass_(fn)`` feeds un-augmented images in table order through `Method.transform` and returns the outputs as numpy arrays
+    [N, ...] in that order. ``labels`` is int32 [N], ``camids`` int32 [N].
+    """
+
+    params: Params
+    extra: Extra
+    rng: Array
+    labels: np.ndarray
+    camids: np.ndarray
+    pass_: Callable[..., Any]
+
+
+class Method(Protocol):
+    """A ReID method: data plus pure functions. `occreid_jax.methods.base.MethodBase` holds the defaults."""
+
+    def stages(self) -> tuple[Stage, ...]: ...
+
+    def init(self, rng: Array) -> tuple[Params, Extra]: ...
+
+    def load_pretrained(self, params: Params, extra: Extra, weights: Mapping[str, np.ndarray]) -> tuple[Params, Extra]: ...
+
+    def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra: ...
+
+    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]: ...
+
+    def transform(self, batch: dict) -> dict: ...
+
+    def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features: ...
+
+    def distance(self, query: Features, gallery: Features) -> Array: ...
+
+    def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]: ...
