@@ -61,6 +61,7 @@ class Meta:
     identities: int
     cameras: int
     image_size: tuple[int, int]  # height, width in pixels
+    images: int  # number of training images
 
 
 @dataclasses.dataclass(frozen=True)

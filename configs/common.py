@@ -1,0 +1,123 @@
+"""What every config shares: the argument parser, dataset presets and the base block.
+
+A config file is a function ``get_config(arg)`` that returns a `ml_collections.ConfigDict`. ``arg`` is what stands after the
+colon of ``--config=configs/x.py:dataset=market1501,stride=12``.
+"""
+
+from __future__ import annotations
+
+import ml_collections
+
+# name -> picture size, and where the pictures lie below data.root. "identities" and "cameras" are the published numbers of
+# the training set; a run takes the numbers it finds, these serve checks that have no pictures.
+DATASETS = {
+    "synthetic": dict(image_size=(128, 64), identities=64, cameras=6),
+    "market1501": dict(image_size=(256, 128), identities=751, cameras=6),
+    "folder": dict(image_size=(256, 128), identities=100, cameras=2),
+}
+
+
+def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
+    """Reads "key=value,flag" into typed values; the defaults name the legal keys and give each its type.
+
+    Raises ValueError, in one line, for an unknown key or a value of the wrong type.
+    """
+    values = dict(defaults)
+    for item in filter(None, (arg or "").split(",")):
+        key, equals, text = item.partition("=")
+        if key not in defaults:
+            raise ValueError(f"unknown config argument '{key}'; this config knows {', '.join(sorted(defaults))}")
+        default = defaults[key]
+        if isinstance(default, bool):
+            value = {"": True, "true": True, "false": False}.get(text.lower()) if equals or not text else None
+        elif isinstance(default, int):
+            value = int(text) if text.lstrip("-").isdigit() else None
+        elif isinstance(default, float):
+            try:
+                value = float(text)
+            except ValueError:
+                value = None
+        else:
+            value = text or None
+        if value is None:
+            raise ValueError(f"config argument '{item}' should look like {key}={default}")
+        values[key] = value
+    return ml_collections.ConfigDict(values)
+
+
+def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
+    """Seed, data, evaluation, checkpoints and logging. ``arg`` holds dataset, size, split (the last two for synthetic)."""
+    if arg.dataset not in DATASETS:
+        raise ValueError(f"unknown dataset '{arg.dataset}'; known: {', '.join(sorted(DATASETS))}")
+    synthetic = arg.dataset == "synthetic"
+    preset = DATASETS[arg.dataset]
+    full_size = synthetic and arg.size == "full"
+    config = ml_collections.ConfigDict()
+    config.seed = 0
+    config.dtype = "auto"  # float32 | bfloat16; auto is bfloat16 on accelerators and float32 on CPUs
+    config.data = dict(
+        name=arg.dataset,
+        root="data",  # where real datasets lie; the environment variable OCCREID_DATA wins over this default
+        cache="",  # decoded tables; empty: <root>/.tables
+        size=arg.size if synthetic else "",
+        split=arg.split if synthetic else "",
+        synthetic_seed=0,
+        camera="none",  # folder datasets: "none" or "name" (a _c<number> in the file name)
+        image_size=(256, 128) if full_size else preset["image_size"],
+        train_filter="bicubic",  # the originals train on bicubic and test on bilinear pictures
+        test_filter="bilinear",
+        resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
+    )
+    config.mesh = dict(devices=0)  # 0: all devices
+    config.loop = dict(
+        steps_per_call=1,  # training steps in one call of the jitted step; raise it when a step takes less than 5 ms
+        accumulate=1,  # batches whose gradients are averaged into one update
+        log_every=10,  # calls between two lines of metrics
+    )
+    config.checkpoint = dict(every_epochs=1, keep=2)
+    config.evaluation = dict(
+        every_epochs=0,  # 0: only before the first and after the last epoch
+        batch_size=128,
+        flip=False,  # average the features of a picture and of its mirror image
+        untrained=True,  # evaluate once before training
+    )
+    config.init = dict(
+        weights="",  # file of pretrained encoder weights
+        run="",  # run folder whose last parameters to start from
+        skip=r"(^|/)classifier[^/]*/|camera_embed",  # parameters that init.run may leave at their initial values
+    )
+    config.report = dict(enabled=True, queries=12, samples=16)
+    return config
+
+
+def sgd(**changes) -> dict:
+    """SGD as in TransReID: momentum 0.9, coupled decay on every parameter, biases at twice the rate, cosine by epochs."""
+    values = dict(
+        name="sgd",
+        learning_rate=0.008,
+        momentum=0.9,
+        weight_decay=1e-4,
+        bias_factor=2.0,  # learning rate of parameters whose name contains "bias"
+        bias_weight_decay=1e-4,
+        clip_norm=0.0,  # 0: off
+        schedule=dict(name="cosine", warmup_epochs=5, warmup_start=8e-5, floor=1.6e-5),
+        groups=(),  # (path regex, learning-rate factor) pairs, the first match counts
+    )
+    return values | changes
+
+
+def adam(**changes) -> dict:
+    """Adam with coupled decay (torch's weight_decay, not AdamW)."""
+    values = sgd(name="adam", learning_rate=1e-4, bias_factor=1.0, schedule=dict(name="constant"))
+    del values["momentum"]
+    return values | changes
+
+
+def identity_sampler(identities: int = 16, images: int = 4) -> dict:
+    """P x K sampling: ``identities`` people with ``images`` pictures each."""
+    return dict(name="identity", batch_size=identities * images, images_per_identity=images)
+
+
+def standard_augment(**changes) -> dict:
+    """Flip, pad 10 and crop, random erasing, as in all baselines."""
+    return dict(flip=0.5, pad=10, jitter=(0.0, 0.0, 0.0, 0.0), erasing=0.5) | changes

@@ -1,0 +1,167 @@
+"""Times the evaluation (distances, CMC, mAP, mINP and a record per query) at the size of a public benchmark.
+
+Random features with identity structure stand in for real ones. Beside it runs a plain numpy evaluation, a full stable argsort of
+every row, and both are compared number by number. Each runs in a process of its own, so that neither counts the other's memory::
+
+    python launch/benchmark_evaluation.py --size=market
+    python launch/benchmark_evaluation.py --size=msmt17 --noreference
+
+Printed: wall seconds (compilation included), CPU seconds of all threads, and the peak memory beyond what the process held once
+imports were done and the features were made. The load average tells how busy the machine was before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import resource
+import time
+
+import numpy as np
+
+# queries, gallery images, gallery images that are distractors, identities, cameras
+SIZES = {
+    "market": (3_368, 15_913, 2_798, 750, 6),
+    "msmt17": (11_659, 82_161, 0, 3_060, 15),
+    "small": (200, 1_000, 100, 50, 6),
+}
+REFERENCE_ROWS = 256  # queries per block of the numpy evaluation
+
+
+def make_features(size: str, dim: int, separation: float, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random query and gallery features: ``separation`` times the identity's centre plus noise, float32 [N, dim], with labels."""
+    queries, gallery, distractors, identities, cameras = SIZES[size]
+    rng = np.random.default_rng(seed)
+    centres = rng.standard_normal((identities + 1, dim), dtype=np.float32)
+    made = {}
+    for split, count in (("query", queries), ("gallery", gallery)):
+        pids = rng.integers(1, identities + 1, count).astype(np.int32)
+        if split == "gallery":
+            pids[:distractors] = 0
+            rng.shuffle(pids)
+        features = np.empty((count, dim), np.float32)
+        for first in range(0, count, 4096):  # in pieces: a full temporary would hide the memory that is measured later
+            part = pids[first : first + 4096]
+            noise = rng.standard_normal((len(part), dim), dtype=np.float32)
+            features[first : first + 4096] = noise + separation * centres[part] * (part > 0)[:, None]
+        made[split] = features
+        made[f"{split}_pids"], made[f"{split}_camids"] = pids, rng.integers(0, cameras, count).astype(np.int32)
+    return made
+
+
+def numpy_blocks(query: np.ndarray, gallery: np.ndarray):
+    """Squared Euclidean distances of normalised features, as plain numpy."""
+    query = query / np.linalg.norm(query, axis=1, keepdims=True)
+    gallery = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+    for first in range(0, len(query), REFERENCE_ROWS):
+        part = query[first : first + REFERENCE_ROWS]
+        yield slice(first, first + len(part)), np.maximum(2 - 2 * part @ gallery.T, 0)
+
+
+def reference_metrics(blocks, query_pids, gallery_pids, query_camids, gallery_camids, max_rank: int = 50):
+    """The definition, line by line: sort all, drop junk, read off the hits. Returns CMC, AP, INP and first hits."""
+    average_precisions, penalties, first_hits = [], [], []
+    for rows, block in blocks:
+        order = np.argsort(block, axis=1, kind="stable")
+        for query, ranked in zip(range(rows.start, rows.stop), order, strict=True):
+            same = gallery_pids[ranked] == query_pids[query]
+            kept = same[~(same & (gallery_camids[ranked] == query_camids[query]))]
+            ranks = np.flatnonzero(kept) + 1
+            if len(ranks):
+                average_precisions.append(np.mean(np.arange(1, len(ranks) + 1) / ranks))
+                penalties.append(len(ranks) / ranks[-1])
+                first_hits.append(ranks[0])
+    first_hits = np.array(first_hits)
+    cmc = np.array([np.mean(first_hits <= rank) for rank in range(1, max_rank + 1)])
+    return cmc, np.array(average_precisions), np.array(penalties), first_hits
+
+
+def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
+    """Runs one evaluation in this process and sends its figures through ``connection``."""
+    import jax
+
+    from occreid_jax import evaluation
+
+    jax.devices()  # start the backend now: it is no part of the evaluation
+    data = make_features(arguments.size, arguments.dim, arguments.separation)
+    labels = data["query_pids"], data["gallery_pids"], data["query_camids"], data["gallery_camids"]
+    features = data["query"], data["gallery"]
+    before, wall, cpu = peak_megabytes(), time.perf_counter(), time.process_time()
+    if kind == "evaluation":
+        result = evaluation.rank_metrics_blocks(evaluation.blocks(evaluation.euclidean, *features, arguments.block_rows), *labels)
+        numbers = from_result(result)
+    else:
+        numbers = reference_metrics(numpy_blocks(*features), *labels)
+    figures = {
+        "wall": time.perf_counter() - wall,
+        "cpu": time.process_time() - cpu,
+        "megabytes": peak_megabytes() - before,
+        "held": before,
+        "numbers": numbers,
+    }
+    if kind == "reference":  # the same distances through both evaluations must give the same numbers; after the clock has stopped
+        again = from_result(evaluation.rank_metrics_blocks(numpy_blocks(*features), *labels))
+        figures["identical"] = all(np.array_equal(ours, theirs) for ours, theirs in zip(again, numbers, strict=True))
+    connection.send(figures)
+
+
+def from_result(result) -> tuple[np.ndarray, ...]:
+    """The numbers of a `RankMetrics` in the form of `reference_metrics`."""
+    valid = result.queries[result.queries["valid"]]
+    return result.cmc, valid["average_precision"], valid["inverse_negative_penalty"], valid["first_hit"]
+
+
+def peak_megabytes() -> float:
+    """Most memory that this process has held so far, MiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # Linux counts in KiB
+
+
+def run(kind: str, arguments: argparse.Namespace) -> dict:
+    """Starts `measure` in a fresh process, prints its figures and returns them."""
+    context = multiprocessing.get_context("spawn")  # a forked process would inherit this one's peak
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(kind, arguments, sender))
+    process.start()
+    sender.close()  # so that a crash over there ends the wait below
+    try:
+        figures = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"the {kind} process ended without a result; its error is printed above") from None
+    finally:
+        process.join()
+    cmc, average_precisions, penalties, _ = figures["numbers"]
+    print(
+        f"{kind:<11} wall {figures['wall']:7.2f} s   cpu {figures['cpu']:7.2f} s   peak memory +{figures['megabytes']:.0f} MiB "
+        f"(before: {figures['held']:.0f} MiB)   rank-1 {cmc[0]:.6f}   mAP {average_precisions.mean():.6f}   "
+        f"mINP {penalties.mean():.6f}   valid queries {len(penalties)}",
+        flush=True,
+    )
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", choices=sorted(SIZES), default="market", help="whose numbers of images to use")
+    parser.add_argument("--dim", type=int, default=768, help="feature length")
+    parser.add_argument("--separation", type=float, default=0.3, help="identity structure; 0 makes independent random features")
+    parser.add_argument("--block_rows", type=int, default=512, help="queries per block of distances")
+    parser.add_argument("--reference", action="store_true", default=True, help="run the numpy evaluation too (default)")
+    parser.add_argument("--noreference", dest="reference", action="store_false", help="leave the numpy evaluation out")
+    arguments = parser.parse_args()
+    queries, gallery, *_ = SIZES[arguments.size]
+    print(f"{queries} queries x {gallery} gallery images x {arguments.dim} dimensions, {os.cpu_count()} cores")
+    print("load average {:.2f} {:.2f} {:.2f}".format(*os.getloadavg()), flush=True)
+    ours = run("evaluation", arguments)
+    if arguments.reference:
+        theirs = run("reference", arguments)
+        print(f"same distances through both: {'all numbers identical' if theirs['identical'] else 'NUMBERS DIFFER'}")
+        names = ("CMC", "AP", "INP")
+        apart = [
+            f"{name} {np.abs(a - b).max():.1e}" for name, a, b in zip(names, ours["numbers"], theirs["numbers"], strict=False)
+        ]
+        print(f"each with its own distances, largest difference: {', '.join(apart)}")
+
+
+if __name__ == "__main__":
+    main()

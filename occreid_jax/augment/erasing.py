@@ -1,0 +1,39 @@
+"""Random erasing of one box with per-pixel noise (Zhong et al. 2020; the "pixel" mode of timm that ReID recipes use)."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+ATTEMPTS = 10  # boxes drawn before giving up, as timm does
+AREA = (0.02, 1.0 / 3.0)  # share of the image
+ASPECT = (0.3, 1.0 / 0.3)  # height / width, drawn log-uniformly
+
+
+def draw_box(key: Array, height: int, width: int) -> tuple[Array, Array, Array, Array, Array]:
+    """Draws (top, left, box height, box width, found) in pixels; ``found`` is False if all attempts were too large."""
+    key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
+    area = jax.random.uniform(key_area, (ATTEMPTS,), minval=AREA[0], maxval=AREA[1]) * (height * width)
+    aspect = jnp.exp(jax.random.uniform(key_aspect, (ATTEMPTS,), minval=jnp.log(ASPECT[0]), maxval=jnp.log(ASPECT[1])))
+    box_height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
+    box_width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
+    fits = (box_height < height) & (box_width < width)
+    first = jnp.argmax(fits)
+    box_height, box_width = box_height[first], box_width[first]
+    # randint on a traced upper end: both ends included, as python's random.randint in the originals.
+    top = jnp.floor(jax.random.uniform(key_top) * (height - box_height + 1)).astype(jnp.int32)
+    left = jnp.floor(jax.random.uniform(key_left) * (width - box_width + 1)).astype(jnp.int32)
+    return top, left, box_height, box_width, jnp.any(fits)
+
+
+def random_erasing(key: Array, image: Array, probability: float) -> Array:
+    """Replaces one random box of a normalised image float32 [H, W, C] by N(0, 1) noise with the given probability."""
+    key_use, key_box, key_noise = jax.random.split(key, 3)
+    height, width = image.shape[:2]
+    top, left, box_height, box_width, found = draw_box(key_box, height, width)
+    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
+    inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+    inside &= found & jax.random.bernoulli(key_use, probability)
+    return jnp.where(inside[..., None], jax.random.normal(key_noise, image.shape), image)

@@ -1,0 +1,103 @@
+"""Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth.
+
+The part is *amodal*: it names the person's part at that pixel even where something stands in front of it, and `OCCLUDED` is
+added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things that
+a person carries have a label of their own, `CARRIED`, and are no part of the person.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+
+import numpy as np
+
+from occreid_jax.errors import DataError
+from occreid_jax.types import Dataset
+
+PARTS = ("background", "head", "left_arm", "right_arm", "torso", "left_leg", "right_leg", "left_foot", "right_foot")
+CARRIED = 9
+OCCLUDED = 16
+PART_BITS = 15
+
+_MIRROR = {2: 3, 3: 2, 5: 6, 6: 5, 7: 8, 8: 7}
+FLIP_PARTS = np.array([value & ~PART_BITS | _MIRROR.get(value & PART_BITS, value & PART_BITS) for value in range(256)], np.uint8)
+"""uint8 [256]: the label that a label becomes in a mirrored picture. ``FLIP_PARTS[parts]`` or ``jnp.take(FLIP_PARTS, parts)``;
+the picture's columns must be reversed as well."""
+FLIP_PARTS.setflags(write=False)
+
+_COLUMNS = ("folder", "name", "pid", "camid", "occlusion", "occluder", "covered_fraction", "viewpoint")
+
+
+def flip_parts(parts):
+    """Labels uint8 [...] -> uint8 [...] with left and right exchanged (numpy or JAX array). Columns are not reversed here."""
+    if isinstance(parts, np.ndarray):
+        return FLIP_PARTS[parts]
+    import jax.numpy as jnp
+
+    return jnp.take(FLIP_PARTS, parts, axis=0)
+
+
+def visible_person(parts):
+    """Labels uint8 [...] -> bool [...]: a part of the person that nothing covers (numpy or JAX array)."""
+    part = parts & PART_BITS
+    return (part > 0) & (part < len(PARTS)) & ((parts & OCCLUDED) == 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class TruthRecord:
+    """One line of truth/index.csv: what the renderer knows of one picture."""
+
+    folder: str
+    name: str  # base name of the picture
+    pid: int
+    camid: int
+    occlusion: str  # kind of occlusion, for example "none" or "object"
+    occluder: str  # what covers the person; empty if nothing does
+    covered_fraction: float  # share of the person's pixels that are covered, 0 .. 1
+    viewpoint: str
+
+
+def read_truth(dataset: Dataset, split_name: str) -> tuple[TruthRecord, ...]:
+    """What the renderer knows of every picture of a split, in the split's order.
+
+    Args:
+      dataset: a synthetic set (``dataset.truth`` is not None).
+      split_name: ``"train"``, ``"query"`` or ``"gallery"``.
+
+    Raises:
+      DataError: the set has no ground truth, the file is missing or damaged, or a picture has no line in it.
+    """
+    split = getattr(dataset, split_name)
+    if dataset.truth is None:
+        raise DataError(f"{dataset.name} has no ground truth: only synthetic sets have")
+    path = dataset.truth / "index.csv"
+    records: dict[str, TruthRecord] = {}
+    try:
+        with path.open(newline="") as file:
+            reader = csv.DictReader(file)
+            missing = [column for column in _COLUMNS if column not in (reader.fieldnames or ())]
+            if missing:
+                raise DataError(f"{path} has no column {', '.join(missing)}: render the benchmark again")
+            for row in reader:
+                record = TruthRecord(
+                    folder=row["folder"],
+                    name=row["name"],
+                    pid=int(row["pid"]),
+                    camid=int(row["camid"]),
+                    occlusion=row["occlusion"],
+                    occluder=row["occluder"],
+                    covered_fraction=float(row["covered_fraction"]),
+                    viewpoint=row["viewpoint"],
+                )
+                records[f"{record.folder}/{record.name}"] = record
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: render the benchmark again") from None
+    except DataError:
+        raise
+    except (OSError, ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}): render the benchmark again") from None
+    absent = [name for name in split.names if name not in records]
+    if absent:
+        raise DataError(f"{path} has no line for {len(absent):,} pictures such as {absent[0]}: render the benchmark again")
+    return tuple(records[name] for name in split.names)

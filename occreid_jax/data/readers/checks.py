@@ -1,0 +1,60 @@
+"""What every reader checks before it hands a data set over: can a result be computed on it at all?"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from occreid_jax.errors import DataError
+from occreid_jax.types import Dataset, Split
+
+
+def match_counts(query: Split, gallery: Split) -> tuple[np.ndarray, np.ndarray]:
+    """Per query, how many gallery images show the same identity.
+
+    Returns:
+      (at another camera, at the same camera): two int64 [Q] arrays. Only the first kind counts as a match in the Market-1501
+      protocol; the second kind is left out of that query's ranking.
+    """
+    everywhere = _occurrences(query.pids.astype(np.int64), gallery.pids.astype(np.int64))
+    stride = 1 + int(max(query.camids.max(initial=0), gallery.camids.max(initial=0)))
+    both = [split.pids.astype(np.int64) * stride + split.camids for split in (query, gallery)]
+    same_camera = _occurrences(*both)
+    return everywhere - same_camera, same_camera
+
+
+def _occurrences(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    ordered = np.sort(among)
+    return np.searchsorted(ordered, values, side="right") - np.searchsorted(ordered, values, side="left")
+
+
+def check_dataset(dataset: Dataset, need_train: bool = True) -> Dataset:
+    """Returns ``dataset`` if it can be trained on (unless ``need_train`` is False) and evaluated.
+
+    Raises:
+      DataError: an empty split; no query identity in the gallery; or no query with a match at another camera.
+    """
+    for role in ("train", "query", "gallery"):
+        split = getattr(dataset, role)
+        if len(split) == 0 and (role != "train" or need_train):
+            raise DataError(
+                f"{dataset.name}: the {role} split under {split.root} has no usable picture "
+                f"(ends in .jpg .jpeg .png .tif .tiff or .bmp){_because(dataset)}"
+            )
+    query, gallery = dataset.query, dataset.gallery
+    elsewhere, same_camera = match_counts(query, gallery)
+    if not (elsewhere + same_camera).any():
+        raise DataError(
+            f"{dataset.name}: none of the {len(np.unique(query.pids)):,} query identities occurs in the gallery under "
+            f"{gallery.root}: both splits must name the same people by the same identity"
+        )
+    if not elsewhere.any():
+        raise DataError(
+            f"{dataset.name}: no query has a match at another camera, so there is nothing to rank "
+            f"(gallery images of the query's own camera do not count): the pictures under {query.root} need camera "
+            'numbers that differ, or, in a set without cameras, use the folder reader with camera="none"'
+        )
+    return dataset
+
+
+def _because(dataset: Dataset) -> str:
+    return f"; {'; '.join(dataset.notes)}" if dataset.notes else ""

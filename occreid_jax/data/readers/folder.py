@@ -1,0 +1,96 @@
+"""People's own pictures, one folder per identity.
+
+::
+
+    root/train/<identity>/<picture>
+    root/query/<identity>/<picture>
+    root/gallery/<identity>/<picture>
+
+Identity folders may have any name. The same name means the same person in all three splits; the names are sorted and numbered
+from 1, so the numbers do not depend on the file system.
+"""
+
+from __future__ import annotations
+
+import collections
+import re
+from pathlib import Path
+
+import numpy as np
+
+from occreid_jax.data.readers.checks import check_dataset
+from occreid_jax.data.readers.files import list_folders, list_pictures, require_folders, skipped_notes
+from occreid_jax.errors import DataError, listed
+from occreid_jax.types import Dataset, Split
+
+TREE = "train/, query/ and gallery/, each with one folder per identity that holds its pictures"
+ROLES = ("train", "query", "gallery")
+_CAMERA = re.compile(r"_c(\d+)")
+
+
+def read(root: Path, camera: str = "none") -> Dataset:
+    """Opens a tree with one folder per identity.
+
+    Args:
+      root: holds train/, query/ and gallery/.
+      camera: ``"none"``: there are no camera labels. Train and query pictures get camera 0 and gallery pictures camera 1, so
+        that evaluation leaves no gallery picture out. ``"name"``: the number after ``_c`` in the file name; the numbers that
+        occur are sorted and counted from 0.
+
+    Raises:
+      DataError: a folder is missing, a split is empty, a name has no camera, or no query could be matched.
+    """
+    if camera not in ("none", "name"):
+        raise DataError(f'camera={camera!r} of the folder reader: it should be "none" or "name" (number after _c in the name)')
+    require_folders(root, ROLES, TREE)
+    names: dict[str, list[str]] = {}
+    notes: list[str] = []
+    for role in ROLES:
+        skipped = collections.Counter()
+        names[role] = []
+        for identity in list_folders(root / role, skipped):
+            pictures = list_pictures(root / role / identity, skipped)
+            if not pictures:
+                skipped["identity folders without a picture"] += 1
+            names[role] += [f"{role}/{identity}/{picture}" for picture in pictures]
+        names[role].sort()
+        notes += skipped_notes(role, skipped)
+
+    identities = sorted({_identity(name) for role in ROLES for name in names[role]})
+    numbers = {identity: number for number, identity in enumerate(identities, start=1)}
+    camids = _cameras_by_name(root, names) if camera == "name" else {
+        role: np.full(len(names[role]), int(role == "gallery"), np.int32) for role in ROLES
+    }
+    if camera == "none":
+        notes.append("cameras are not known: every gallery picture counts, also one taken by the query's own camera")
+    splits = {
+        role: Split(root, tuple(names[role]), np.array([numbers[_identity(n)] for n in names[role]], np.int32), camids[role])
+        for role in ROLES
+    }
+    protocol = "folder/cameras-by-name@1" if camera == "name" else "folder/no-cameras@1"
+    return check_dataset(Dataset("folder", protocol, **splits, notes=tuple(notes)))
+
+
+def _identity(name: str) -> str:
+    return name.split("/")[1]
+
+
+def _cameras_by_name(root: Path, names: dict[str, list[str]]) -> dict[str, np.ndarray]:
+    """0-based cameras int32 [N] per split, numbered over all splits together."""
+    found: dict[str, list[int]] = {}
+    strangers = []
+    for role, files in names.items():
+        found[role] = []
+        for name in files:
+            match = _CAMERA.search(name.rsplit("/", 1)[1])
+            if match is None:
+                strangers.append(name)
+            else:
+                found[role].append(int(match[1]))
+    if strangers:
+        raise DataError(
+            f"{root}: {len(strangers):,} pictures have no camera such as _c3 in their name: {listed(strangers)}; "
+            'rename them or use camera="none"'
+        )
+    order = {number: camid for camid, number in enumerate(sorted({n for numbers in found.values() for n in numbers}))}
+    return {role: np.array([order[number] for number in numbers], np.int32) for role, numbers in found.items()}

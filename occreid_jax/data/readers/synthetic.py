@@ -1,0 +1,46 @@
+"""The embedded benchmark that `occreid_jax.synthetic` renders: Market-1501's layout with ground truth beside it.
+
+::
+
+    root/bounding_box_train/  query/  bounding_box_test/       JPEG pictures
+    root/truth/<folder>/<stem>.png                             body-part labels, see occreid_jax.data.parsing
+    root/truth/index.csv                                       occlusion and viewpoint of every picture
+    root/benchmark.json                                        size, split, seed, version, counts
+
+Results on it are always called synthetic: the protocol's name begins with that word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from occreid_jax.data.readers.files import require_folders
+from occreid_jax.data.readers.market1501 import TREE, read_market_layout
+from occreid_jax.errors import DataError
+from occreid_jax.types import Dataset
+
+_KEYS = ("size", "split", "seed", "version")
+
+
+def read(root: Path) -> Dataset:
+    """Opens a rendered benchmark.
+
+    Raises:
+      DataError: no benchmark.json, a damaged one, or whatever `read_market_layout` finds wrong.
+    """
+    require_folders(root, (), f"a rendered benchmark: benchmark.json, truth/, {TREE}")
+    path = root / "benchmark.json"
+    try:
+        facts = json.loads(path.read_text())
+        missing = [key for key in _KEYS if key not in facts]
+    except FileNotFoundError:
+        raise DataError(f"{root} has no benchmark.json, so it is not a rendered benchmark: render it again") from None
+    except (ValueError, TypeError, OSError) as error:
+        raise DataError(f"{path} cannot be read ({error}): render the benchmark again") from None
+    if missing:
+        raise DataError(f"{path} lacks {', '.join(missing)}: render the benchmark again")
+    name = f"synthetic-{facts['size']}-{facts['split']}"
+    dataset = read_market_layout(root, name=name, protocol=f"{name}/std@{facts['version']}", truth=root / "truth")
+    return dataclasses.replace(dataset, notes=(f"rendered pictures, no real people; seed {facts['seed']}", *dataset.notes))

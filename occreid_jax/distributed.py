@@ -1,0 +1,115 @@
+"""Processes, devices and shardings: the only file that touches `jax.distributed`.
+
+Three shardings serve everything: ``replicated`` (state and tables), ``rows`` (a batch over the devices) and ``steps`` (a chunk
+[k, B] of batches over the devices). The mesh is Auto: the compiler places the collectives.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from occreid_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """A one-axis mesh and its shardings."""
+
+    mesh: Mesh
+    replicated: NamedSharding
+    rows: NamedSharding
+    steps: NamedSharding
+
+    @property
+    def count(self) -> int:
+        return self.mesh.devices.size
+
+
+def initialise() -> None:
+    """Joins the other processes if the environment says there are any. Must run before the first use of a device.
+
+    ``OCCREID_COORDINATOR`` (host:port), ``OCCREID_PROCESSES`` and ``OCCREID_PROCESS`` describe the job; the value ``auto`` of
+    OCCREID_COORDINATOR leaves all three to JAX (SLURM, TPU pods). Without them the run is one process: JAX's own detection
+    misfires inside partial cluster environments.
+    """
+    coordinator = os.environ.get("OCCREID_COORDINATOR", "")
+    if not coordinator:
+        return
+    if coordinator == "auto":
+        jax.distributed.initialize()
+        return
+    try:
+        processes, process = int(os.environ["OCCREID_PROCESSES"]), int(os.environ["OCCREID_PROCESS"])
+    except (KeyError, ValueError) as error:
+        raise UserError("OCCREID_COORDINATOR is set: OCCREID_PROCESSES and OCCREID_PROCESS must be numbers beside it") from error
+    jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
+
+
+def devices(count: int = 0) -> Devices:
+    """The mesh over ``count`` devices (0: all)."""
+    found = jax.devices()
+    if count > len(found):
+        raise UserError(f"config.mesh.devices is {count} but this machine has {len(found)}; 0 takes all")
+    mesh = Mesh(np.array(found[: count or len(found)]), ("data",))
+    sharding = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
+    return Devices(mesh, sharding(), sharding("data"), sharding(None, "data"))
+
+
+def is_lead() -> bool:
+    """True in the one process that writes files and prints."""
+    return jax.process_index() == 0
+
+
+def place(tree, sharding: NamedSharding):
+    """Host arrays -> device arrays under one sharding, without JAX's comparison of whole arrays between processes."""
+
+    def one(x):
+        if isinstance(x, jax.Array):
+            return jax.device_put(x, sharding)
+        x = np.asarray(x)
+        return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+    return jax.tree.map(one, tree)
+
+
+class StopRequest:
+    """Remembers SIGTERM and SIGINT so that the loop can stop between two steps. A second SIGINT stops at once.
+
+    Use as a context manager; ``requested(step)`` is the signal's number or 0, the same in every process.
+    """
+
+    def __init__(self):
+        self.signal = 0
+        self.previous: dict[int, object] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.previous[number] = signal.signal(number, self.remember)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def remember(self, number: int, _frame) -> None:
+        if self.signal == signal.SIGINT and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def requested(self, step: int) -> int:
+        if jax.process_count() == 1:
+            return self.signal
+        return signal.SIGTERM if multihost_utils.reached_preemption_sync_point(step) else 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process is here."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)

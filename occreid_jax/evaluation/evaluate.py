@@ -1,0 +1,114 @@
+"""One evaluation from parameters to results: embed, compare block by block, rank, summarise."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from occreid_jax.data.parsing import read_truth
+from occreid_jax.distributed import Devices
+from occreid_jax.errors import UserError
+from occreid_jax.evaluation.distance import blocks
+from occreid_jax.evaluation.embed import embed_split
+from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics_blocks
+from occreid_jax.types import Dataset, Method
+
+KEPT_RANKS = 20  # places of every ranked list that a report can show
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Evaluation:
+    """``results`` is what results.json holds; ``metrics`` has the per-query records and ranked lists behind it."""
+
+    results: dict[str, Any]
+    metrics: RankMetrics
+
+    @property
+    def summary(self) -> str:
+        """The line that train and evaluate end with."""
+        r = self.results
+        return (
+            f"mAP {r['mAP']:.1f}  R-1 {r['rank1']:.1f}  R-5 {r['rank5']:.1f}  R-10 {r['rank10']:.1f}  "
+            f"mINP {r['mINP']:.1f}  ({r['protocol']})"
+        )
+
+
+def evaluate(
+    method: Method,
+    params: Any,
+    extra: Any,
+    dataset: Dataset,
+    columns: Mapping[str, Mapping[str, np.ndarray]],
+    settings,
+    devices: Devices,
+    task=lambda description, total: None,
+) -> Evaluation:
+    """Evaluates under the dataset's protocol.
+
+    ``columns`` maps "query" and "gallery" to their tables, ``settings`` is ``config.evaluation``. ``task(description, total)``
+    gives a context manager that takes progress calls. Raises `UserError` if features are not finite or nothing can be matched.
+    """
+    started = time.monotonic()
+    features = {}
+    for role in ("query", "gallery"):
+        with task(f"embedding {role}", len(columns[role]["camid"])) as progress:
+            features[role] = embed_split(
+                method, params, extra, columns[role], role, settings.batch_size, devices, settings.flip, progress
+            )
+    query, gallery = dataset.query, dataset.gallery
+    try:
+        metrics = rank_metrics_blocks(
+            blocks(method.distance, features["query"], features["gallery"]),
+            query.pids, gallery.pids, query.camids, gallery.camids,
+            keep_ranked=KEPT_RANKS,
+        )  # fmt: skip
+    except ValueError as error:
+        raise UserError(f"{dataset.protocol}: {error}") from error
+    results = summarise(metrics, dataset)
+    results["parameters_sha256"] = parameters_hash(params, extra)
+    results["seconds"] = round(time.monotonic() - started, 2)
+    return Evaluation(results, metrics)
+
+
+def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:
+    """Percentages and counts as results.json names them."""
+    percent = lambda fraction: round(100.0 * float(fraction), 4)  # noqa: E731
+    results = {
+        "protocol": dataset.protocol,
+        "mAP": percent(metrics.mAP),
+        "mINP": percent(metrics.mINP),
+        **{f"rank{rank}": percent(metrics.cmc[rank - 1]) for rank in (1, 5, 10)},
+        "queries": len(dataset.query),
+        "gallery": len(dataset.gallery),
+        "skipped_queries": metrics.skipped_queries,
+        "tied_first_hits": metrics.tied_first_hits,
+        "per_occlusion": {},
+        "selection": {},
+    }
+    if dataset.truth is not None:
+        occlusions = np.array([record.occlusion for record in read_truth(dataset, "query")])
+        for kind in sorted(set(occlusions)):
+            chosen = metrics.queries[(occlusions == kind) & metrics.queries["valid"]]
+            if len(chosen):
+                results["per_occlusion"][kind] = {
+                    "queries": len(chosen),
+                    "mAP": percent(chosen["average_precision"].mean()),
+                    "rank1": percent((chosen["first_hit"] == 1).mean()),
+                }
+    return results
+
+
+def parameters_hash(*trees: Any) -> str:
+    """SHA-256 over the bytes of all leaves and their paths: equal only for bit-equal parameters."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(trees):
+        value = np.asarray(jax.device_get(leaf))
+        digest.update(f"{jax.tree_util.keystr(path)} {value.dtype} {value.shape}".encode())
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,1 @@
+"""Losses as pure functions of float32 arrays: `identity` (cross entropy) and `metric` (triplet, distances)."""

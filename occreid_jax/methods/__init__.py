@@ -1,0 +1,24 @@
+"""The methods, by name. A new one is a file here, a config, a test and one line in `NAMES`.
+
+`create(config, meta)` builds a method; `occreid_jax.types.Method` is what it must offer, `base.MethodBase` holds defaults.
+"""
+
+from __future__ import annotations
+
+import importlib
+
+from occreid_jax.errors import UserError
+from occreid_jax.types import Meta, Method
+
+NAMES = {
+    "baseline": "occreid_jax.methods.baseline:Baseline",
+}
+
+
+def create(config, meta: Meta) -> Method:
+    """The method that ``config.method.name`` names, built for the data that ``meta`` describes."""
+    name = config.method.name
+    if name not in NAMES:
+        raise UserError(f"config.method.name: unknown method '{name}'; known: {', '.join(sorted(NAMES))}")
+    module, _, attribute = NAMES[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)(config, meta)

@@ -1,0 +1,1 @@
+"""Networks as Flax Linen modules: `layers` (norms, attention, blocks), `vit` (the image transformer), `heads` (BNNeck)."""

@@ -1,0 +1,25 @@
+"""Heads on top of an encoder: the BNNeck and the bias-free classifier."""
+
+from __future__ import annotations
+
+import jax
+from flax import linen as nn
+
+from occreid_jax.nn.layers import BatchNorm
+
+Array = jax.Array
+
+FROZEN_BIAS = r"(^|/)neck[^/]*/bias$"
+"""Parameter paths that no optimiser moves: the BNNeck's shift stays where it is (Luo et al., BoT, 2019)."""
+
+
+class BNNeck(nn.Module):
+    """Batch normalisation and a bias-free classifier. Features [B, D] -> (normalised [B, D], logits float32 [B, C])."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, features: Array, train: bool) -> tuple[Array, Array]:
+        normalised = BatchNorm(name="neck")(features, train)
+        logits = nn.Dense(self.classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name="classifier")(normalised)
+        return normalised, logits

@@ -1,0 +1,152 @@
+"""The parts every encoder is made of: LayerNorm, BatchNorm, attention, MLP, drop path and the pre-norm block.
+
+Parameters are float32; ``dtype`` is the type of the matrix products (bfloat16 on accelerators). Statistics, softmax and
+residual sums of normalisation layers are float32 whatever ``dtype`` says.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+Array = jax.Array
+
+
+def gelu(x: Array) -> Array:
+    """Exact GELU (the error function), as torch's default; `jax.nn.gelu` approximates by default."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def trunc_normal(stddev: float = 0.02):
+    """Normal initialiser cut at +-2 absolute, which for a small stddev never cuts (the originals' ``trunc_normal_``)."""
+
+    def init(key, shape, dtype=jnp.float32):
+        return stddev * jax.random.truncated_normal(key, -2.0 / stddev, 2.0 / stddev, shape, dtype)
+
+    return init
+
+
+class LayerNorm(nn.Module):
+    """Layer normalisation over the last axis with float32 statistics (two-pass variance, as torch computes it)."""
+
+    epsilon: float
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scale = self.param("scale", nn.initializers.ones_init(), (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros_init(), (x.shape[-1],))
+        x = x.astype(jnp.float32)
+        mean = jnp.mean(x, axis=-1, keepdims=True)
+        variance = jnp.mean(jnp.square(x - mean), axis=-1, keepdims=True)
+        return ((x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias).astype(self.dtype)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation of [..., features] with torch's conventions.
+
+    The running variance is the unbiased one and ``momentum`` is the weight of the old value (torch writes 1 - momentum).
+    Under jit the statistics are those of the global batch, whatever the number of devices.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = 1e-5
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        features = x.shape[-1]
+        x = x.astype(jnp.float32)
+        scale = self.param("scale", nn.initializers.ones_init(), (features,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (features,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
+        running_variance = self.variable("batch_stats", "var", jnp.ones, (features,))
+        if train:
+            axes = tuple(range(x.ndim - 1))
+            count = x.size // features
+            mean = jnp.mean(x, axis=axes)
+            variance = jnp.mean(jnp.square(x - mean), axis=axes)
+            if not self.is_initializing():
+                unbiased = variance * (count / max(count - 1, 1))
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                running_variance.value = self.momentum * running_variance.value + (1 - self.momentum) * unbiased
+        else:
+            mean, variance = running_mean.value, running_variance.value
+        return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+
+
+class DropPath(nn.Module):
+    """Drops a residual branch for whole images (stochastic depth) and divides kept branches by the keep probability."""
+
+    rate: float
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool) -> Array:
+        if not train or self.rate == 0.0:
+            return x
+        keep = 1.0 - self.rate
+        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        return jnp.where(mask, x / keep, 0).astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention with one fused qkv product. [B, T, D] -> [B, T, D].
+
+    With ``return_cls_logits`` the second result holds the scaled query-key products of token 0 with every token,
+    float32 [B, heads, T], before the softmax; otherwise it is None.
+    """
+
+    heads: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array, mask: Array | None = None, return_cls_logits: bool = False) -> tuple[Array, Array | None]:
+        batch, tokens, width = x.shape
+        dense = lambda features, name: nn.Dense(  # noqa: E731
+            features, dtype=self.dtype, kernel_init=trunc_normal(), bias_init=nn.initializers.zeros_init(), name=name
+        )
+        qkv = dense(3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        cls_logits = None
+        if return_cls_logits:
+            scale = (width // self.heads) ** -0.5
+            cls_logits = scale * jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
+        return dense(width, "proj")(out.reshape(batch, tokens, width)), cls_logits
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between them. [..., D] -> [..., D]."""
+
+    hidden: int
+    dtype: jnp.dtype = jnp.float32
+    activation: callable = gelu
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        width = x.shape[-1]
+        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=trunc_normal(), name="fc1")(x)
+        return nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="fc2")(self.activation(x))
+
+
+class Block(nn.Module):
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path."""
+
+    heads: int
+    mlp_ratio: int
+    drop_path: float
+    epsilon: float
+    dtype: jnp.dtype = jnp.float32
+    activation: callable = gelu
+
+    @nn.compact
+    def __call__(
+        self, x: Array, train: bool, mask: Array | None = None, return_cls_logits: bool = False
+    ) -> tuple[Array, Array | None]:
+        width = x.shape[-1]
+        y, cls_logits = Attention(self.heads, self.dtype, name="attn")(
+            LayerNorm(self.epsilon, self.dtype, name="norm1")(x), mask, return_cls_logits
+        )
+        x = x + DropPath(self.drop_path)(y, train)
+        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, name="mlp")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x))
+        return x + DropPath(self.drop_path)(y, train), cls_logits

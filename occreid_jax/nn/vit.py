@@ -1,0 +1,199 @@
+"""The image transformer of TransReID: any stride and grid, camera embedding, extra tokens, a tap after every block.
+
+Source: He et al., "TransReID: Transformer-based Object Re-Identification", ICCV 2021; Dosovitskiy et al., ICLR 2021.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from occreid_jax.nn.layers import Block, LayerNorm, trunc_normal
+
+Array = jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """Width, depth and heads of an encoder, as the papers' tables give them."""
+
+    width: int
+    depth: int
+    heads: int
+    mlp_ratio: int = 4
+
+
+SIZES = {
+    "micro": Size(32, 2, 2),  # for tests
+    "demo": Size(192, 6, 3),  # for the embedded benchmark: a laptop trains it in minutes
+    "tiny": Size(192, 12, 3),
+    "small": Size(384, 12, 6),
+    "base": Size(768, 12, 12),
+    "large": Size(1024, 24, 16),
+}
+
+
+def grid_size(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
+    """Rows and columns of patches: floor((side - patch) / stride) + 1 (DPM++ Eq. 1)."""
+    height, width = image_size
+    if min(height, width) < patch:
+        raise ValueError(f"patch {patch} is larger than the image {height}x{width}; use a smaller model.patch")
+    return (height - patch) // stride + 1, (width - patch) // stride + 1
+
+
+def resize_positions(positions: Array, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int = 1) -> Array:
+    """Position embedding [1, prefix + h * w, D] resized to another grid, the ``prefix`` rows kept as they are.
+
+    Bilinear with half-pixel centres and without antialiasing, as torch's ``interpolate``; `jax.image.resize` antialiases by
+    default, which is wrong here (baselines sheet, oracle 6).
+    """
+    if grid == new_grid:
+        return positions
+    head, body = positions[:, :prefix], positions[:, prefix:]
+    width = body.shape[-1]
+    body = body.reshape(1, *grid, width)
+    body = jax.image.resize(body, (1, *new_grid, width), "bilinear", antialias=False)
+    return jnp.concatenate([head, body.reshape(1, -1, width)], axis=1)
+
+
+class PatchEmbed(nn.Module):
+    """Convolution with kernel ``patch`` and any stride, VALID. [B, H, W, 3] -> [B, h * w, D], row-major."""
+
+    width: int
+    patch: int
+    stride: int
+    use_bias: bool = True
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, images: Array) -> Array:
+        channels = images.shape[-1]
+        shape = (self.patch, self.patch, channels, self.width)
+        # He initialisation over the outgoing fan, as the originals do before loading ImageNet weights.
+        kernel = self.param("kernel", nn.initializers.normal((2.0 / (self.patch**2 * self.width)) ** 0.5), shape)
+        bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)) if self.use_bias else None
+        images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
+        batch, height, width, _ = images.shape
+        rows, columns = grid_size((height, width), self.patch, self.stride)
+        if self.stride == self.patch:
+            # Patches do not overlap: the convolution is one matrix product, which every backend runs faster.
+            x = images[:, : rows * self.patch, : columns * self.patch]
+            x = x.reshape(batch, rows, self.patch, columns, self.patch, channels).transpose(0, 1, 3, 2, 4, 5)
+            x = x.reshape(batch, rows * columns, -1) @ kernel.reshape(-1, self.width)
+        else:
+            x = jax.lax.conv_general_dilated(
+                images, kernel, (self.stride, self.stride), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            ).reshape(batch, rows * columns, self.width)
+        return x if bias is None else x + bias.astype(self.dtype)
+
+
+class ViTOutput(NamedTuple):
+    """What the encoder gives back. ``tokens`` are after the final LayerNorm, ``taps`` before it."""
+
+    tokens: Array  # float32 [B, 1 + extra + N, D]: cls, extra tokens, patches
+    taps: tuple[Array, ...]  # raw residual stream after every block, [B, 1 + extra + N, D] each
+    cls_logits: Array | None  # float32 [B, heads, T] of the last block, before the softmax; None unless asked for
+
+    @property
+    def cls(self) -> Array:
+        return self.tokens[:, 0]
+
+
+class ViT(nn.Module):
+    """ViT with cls token, learned positions and an optional camera vector added to every token (TransReID's SIE).
+
+    Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks` and `finish` one by one; ``__call__`` is
+    the four in a row.
+    """
+
+    size: Size
+    image_size: tuple[int, int]
+    patch: int = 16
+    stride: int = 16
+    cameras: int = 0  # 0: no camera embedding
+    camera_scale: float = 3.0
+    extra_tokens: int = 0
+    drop_path: float = 0.0
+    epsilon: float = 1e-6
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        return grid_size(self.image_size, self.patch, self.stride)
+
+    def setup(self):
+        size, patches = self.size, self.grid[0] * self.grid[1]
+        self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, dtype=self.dtype)
+        self.cls_token = self.param("cls_token", trunc_normal(), (1, 1, size.width))
+        self.pos_embed = self.param("pos_embed", trunc_normal(), (1, 1 + patches, size.width))
+        if self.extra_tokens:
+            self.part_tokens = self.param("part_tokens", trunc_normal(), (1, self.extra_tokens, size.width))
+        if self.cameras:
+            self.camera_embed = self.param("camera_embed", trunc_normal(), (self.cameras, size.width))
+        block = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
+        rates = [self.drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
+        self.block = [
+            block(size.heads, size.mlp_ratio, rate, self.epsilon, self.dtype, name=f"block_{i:02d}") for i, rate in enumerate(rates)
+        ]
+        self.norm = LayerNorm(self.epsilon)
+
+    def embed_patches(self, images: Array) -> Array:
+        """Images [B, H, W, 3] -> patch tokens [B, N, D], before cls, positions and camera."""
+        return self.patch_embed(images)
+
+    def assemble(self, patches: Array, camids: Array | None = None) -> Array:
+        """Patch tokens -> [cls; extra; patches] + positions (+ camera), [B, 1 + extra + N, D].
+
+        Extra tokens get no position: a learned token plus a learned constant would be the same thing twice.
+        """
+        batch = patches.shape[0]
+        width = self.size.width
+        expand = lambda token: jnp.broadcast_to(token, (batch, token.shape[1], width)).astype(self.dtype)  # noqa: E731
+        positions = self.pos_embed.astype(self.dtype)
+        pieces = [expand(self.cls_token) + positions[:, :1], patches.astype(self.dtype) + positions[:, 1:]]
+        if self.extra_tokens:
+            pieces.insert(1, expand(self.part_tokens))
+        x = jnp.concatenate(pieces, axis=1)
+        if self.cameras:
+            if camids is None:
+                raise ValueError("this encoder has a camera embedding: pass camids")
+            x = x + (self.camera_scale * self.camera_embed[camids])[:, None].astype(self.dtype)
+        return x
+
+    def blocks(
+        self, x: Array, train: bool = False, start: int = 0, stop: int | None = None, return_cls_logits: bool = False
+    ) -> tuple[Array, tuple[Array, ...], Array | None]:
+        """Runs blocks start..stop-1. Returns (x, the output of every block run, cls logits of the last one or None)."""
+        taps, cls_logits = [], None
+        chosen = self.block[start:stop]
+        for number, block in enumerate(chosen):
+            x, cls_logits = block(x, train, None, return_cls_logits and number == len(chosen) - 1)
+            taps.append(x)
+        return x, tuple(taps), cls_logits
+
+    def finish(self, x: Array) -> Array:
+        """Final LayerNorm, float32."""
+        return self.norm(x)
+
+    def __call__(
+        self, images: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
+    ) -> ViTOutput:
+        x, taps, cls_logits = self.blocks(
+            self.assemble(self.embed_patches(images), camids), train, return_cls_logits=return_cls_logits
+        )
+        return ViTOutput(self.finish(x), taps, cls_logits)
+
+
+def forward_flops(size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0) -> float:
+    """Floating-point operations (2 per multiply-add) of one image's forward pass, attention included, norms left out."""
+    rows, columns = grid_size(image_size, patch, stride)
+    patches = rows * columns
+    tokens = 1 + extra_tokens + patches
+    dense = tokens * (4 + 2 * size.mlp_ratio) * size.width**2
+    attention = 2 * tokens**2 * size.width
+    return 2.0 * (patches * patch**2 * 3 * size.width + size.depth * (dense + attention))

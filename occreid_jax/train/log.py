@@ -1,0 +1,125 @@
+"""What a run tells: lines and a progress bar for people, metrics.jsonl and TensorBoard for tools."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tensorboardX import SummaryWriter
+
+from occreid_jax.distributed import is_lead
+from occreid_jax.errors import UserError
+from occreid_jax.files import write_text
+
+PLAIN_SECONDS = 15.0  # without a terminal, progress is a line this often
+
+
+class Reporter:
+    """Prints for people: lines at once, progress as a bar on a terminal and as an occasional line elsewhere.
+
+    Only the lead process prints.
+    """
+
+    def __init__(self, quiet: bool = False):
+        self.silent = quiet or not is_lead()
+        self.console = Console(stderr=False, highlight=False, soft_wrap=True, quiet=self.silent)
+        self.bar: Progress | None = None
+
+    def line(self, text: str) -> None:
+        self.console.print(text, markup=False)
+        sys.stdout.flush()
+
+    def task(self, description: str, total: int) -> Task:
+        """A piece of work with ``total`` units; call the result with the units done."""
+        return Task(self, description, total)
+
+
+class Task:
+    """Progress of one piece of work; a context manager. ``update(done, total, note)`` may be called at any rate."""
+
+    def __init__(self, reporter: Reporter, description: str, total: int):
+        self.reporter, self.description, self.total = reporter, description, total
+        self.started = self.last = time.monotonic()
+        self.progress, self.first = None, None
+
+    def __enter__(self) -> Task:
+        if not self.reporter.silent and self.reporter.console.is_terminal:
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.completed}/{task.total}"),
+                TextColumn("{task.fields[note]}"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                console=self.reporter.console,
+            )
+            self.progress.start()
+            self.number = self.progress.add_task(self.description, total=self.total, note="")
+        return self
+
+    def __call__(self, done: int, total: int | None = None, note: str = "") -> None:
+        if self.first is None:
+            self.first = done  # a resumed run starts in the middle
+        if self.progress is not None:
+            self.progress.update(self.number, completed=done, total=total or self.total, note=note)
+            return
+        now = time.monotonic()
+        if now - self.last > PLAIN_SECONDS and done > self.first:
+            self.last = now
+            total = total or self.total
+            left = (now - self.started) / (done - self.first) * (total - done)
+            self.reporter.line(f"{self.description}: {done}/{total} {note}  {left:.0f} s left")
+
+    def __exit__(self, *_) -> None:
+        if self.progress is not None:
+            self.progress.stop()
+
+
+class MetricsFile:
+    """``metrics.jsonl`` (one JSON object a line, each with ``step``) and TensorBoard files below ``workdir``.
+
+    Lines after ``step`` are removed first: a resumed run writes them again.
+    """
+
+    def __init__(self, workdir: Path, step: int):
+        self.path = Path(workdir) / "metrics.jsonl"
+        self.active = is_lead()
+        if not self.active:
+            return
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step))
+        try:
+            self.file = open(self.path, "a", encoding="utf-8")
+            self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+
+    def write(self, step: int, values: dict) -> None:
+        """Adds one line; numbers also go to TensorBoard."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"step": step, **values}) + "\n")
+        self.file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)):
+                self.board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        if self.active:
+            self.file.close()
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    lines = []
+    if Path(path).is_file():
+        for text in Path(path).read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except ValueError:
+                break
+    return lines

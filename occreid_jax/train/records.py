@@ -1,0 +1,48 @@
+"""What an evaluation leaves in the run folder: results.json and the per-query records behind it."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+
+import numpy as np
+
+from occreid_jax.errors import UserError
+from occreid_jax.evaluation.evaluate import Evaluation
+from occreid_jax.files import write_json
+from occreid_jax.types import Dataset
+
+
+def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> None:
+    """``evaluation.npz`` (per-query records, ranked lists, image names) and then ``results.json``."""
+    metrics = evaluation.metrics
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        queries=metrics.queries,
+        cmc=metrics.cmc,
+        ranked_indices=metrics.ranked_indices,
+        ranked_flags=metrics.ranked_flags,
+        query_names=np.array(dataset.query.names),
+        gallery_names=np.array(dataset.gallery.names),
+    )
+    path = Path(workdir) / "evaluation.npz"
+    temporary = path.with_suffix(".tmp")
+    try:
+        temporary.write_bytes(buffer.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free disk space, run the command again") from error
+    write_json(Path(workdir) / "results.json", evaluation.results)
+
+
+def read_evaluation(workdir: Path) -> dict[str, np.ndarray]:
+    """The arrays that `write_evaluation` stored."""
+    path = Path(workdir) / "evaluation.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise UserError(f"{path}: not readable ({error}); run launch/evaluate.py on this folder first") from error

@@ -1,0 +1,151 @@
+"""From a config to everything a command works on: the dataset, its tables, the method, the devices and the run folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import ml_collections
+import numpy as np
+
+from occreid_jax import config as configuration
+from occreid_jax import distributed, methods
+from occreid_jax.data import readers, sampler
+from occreid_jax.data import table as tables
+from occreid_jax.distributed import Devices
+from occreid_jax.errors import UserError
+from occreid_jax.files import read_json, write_json
+from occreid_jax.train.log import Reporter
+from occreid_jax.types import Dataset, Meta, Method
+
+# Settings that do not change what a run computes; a run may be resumed with others.
+FREE_KEYS = ("data.root", "data.cache", "data.resident", "report.", "checkpoint.keep", "mesh.", "loop.log_every")
+
+
+@dataclasses.dataclass
+class Setup:
+    """A method and its data, opened. Tables are decoded on first use."""
+
+    config: ml_collections.ConfigDict
+    reporter: Reporter
+    devices: Devices
+    dataset: Dataset
+    meta: Meta
+    method: Method
+
+    @property
+    def cache(self) -> Path:
+        return Path(self.config.data.cache or data_root(self.config) / ".tables")
+
+    @property
+    def labels(self) -> np.ndarray:
+        """Training labels int32 [N]: identities numbered in ascending order."""
+        return sampler.training_labels(self.dataset.train.pids)
+
+    def columns(self, role: str, inputs: tuple[str, ...], resize_filter: str) -> dict[str, np.ndarray]:
+        """The tables of one split that ``inputs`` names, and its camera numbers: name -> array [N, ...]."""
+        split = getattr(self.dataset, role)
+        columns = {"camid": split.camids}
+        for name in inputs:
+            with self.reporter.task(f"reading {role} {name}s", len(split)) as task:
+                if name == "image":
+                    table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task)
+                elif name == "parts":
+                    table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
+                else:
+                    raise UserError(f"no table named '{name}'; a split has image and, if it is synthetic, parts")
+            for note in table.notes:
+                self.reporter.line(f"{role}: {note}")
+            columns[name] = table.images
+        return columns
+
+
+def data_root(config) -> Path:
+    """Where datasets lie: ``config.data.root``, or OCCREID_DATA if that is set and the config has its default."""
+    environment = os.environ.get("OCCREID_DATA", "")
+    return Path(environment if environment and config.data.root == "data" else config.data.root)
+
+
+def open_dataset(config, reporter: Reporter) -> Dataset:
+    """Opens the dataset of a config; a synthetic one is rendered first if it is not there."""
+    data, root = config.data, data_root(config)
+    if data.name != "synthetic":
+        options = {"camera": data.camera} if data.name == "folder" else {}
+        return readers.open_dataset(data.name, root, **options)
+    from occreid_jax import synthetic  # draws with OpenCV: real datasets do not need it
+
+    folder = root / "synthetic" / f"{data.size}-{data.split}-{data.synthetic_seed}-v{synthetic.VERSION}"
+    if distributed.is_lead():
+        with reporter.task(f"rendering the embedded benchmark ({data.size}, {data.split})", 0) as task:
+            try:
+                synthetic.generate(folder, data.size, data.split, data.synthetic_seed, task)
+            except ValueError as error:
+                raise UserError(str(error)) from error
+            except OSError as error:
+                raise UserError(f"{folder}: cannot be written ({error.strerror or error}); set config.data.root") from error
+    distributed.barrier("rendered")
+    return readers.open_dataset("synthetic", folder)
+
+
+def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
+    """Opens dataset, devices and method. ``meta`` is that of the training run when another dataset is evaluated."""
+    configuration.validate(config)
+    devices = distributed.devices(config.mesh.devices)
+    dataset = open_dataset(config, reporter)
+    for note in dataset.notes:
+        reporter.line(f"note: {note}")
+    meta = meta or Meta(
+        identities=len(np.unique(dataset.train.pids)),
+        cameras=int(dataset.train.camids.max()) + 1,
+        image_size=tuple(config.data.image_size),
+        images=len(dataset.train),
+    )
+    return Setup(config, reporter, devices, dataset, meta, methods.create(config, meta))
+
+
+def banner(setup: Setup, workdir: Path) -> Iterator[str]:
+    """What is about to run, in words."""
+    config, dataset = setup.config, setup.dataset
+    where = "embedded synthetic benchmark" if config.data.name == "synthetic" else "dataset"
+    yield f"{config.method.name} on the {where} {dataset.protocol}, seed {config.seed}; run folder {workdir}"
+    for role in ("train", "query", "gallery"):
+        split = getattr(dataset, role)
+        yield f"  {role:8s}{len(split):7,d} images  {len(np.unique(split.pids)):6,d} identities  {len(np.unique(split.camids))} cameras"
+    device = jax.devices()[0]
+    process = f", process {jax.process_index() + 1} of {jax.process_count()}" if jax.process_count() > 1 else ""
+    yield f"  {setup.devices.count} x {device.device_kind}, {np.dtype(setup.method.dtype).name} products{process}"
+
+
+def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
+    """Writes config.json and meta.json into a new run folder, or checks that an old one belongs to this config.
+
+    Returns whether the folder held a run before. Raises `UserError` with the differences if the configs differ.
+    """
+    path = Path(workdir) / "config.json"
+    wanted = configuration.to_dict(config)
+    if path.exists():
+        changes = [
+            change
+            for change in configuration.differences(read_json(path), wanted)
+            if not change.startswith(FREE_KEYS)
+        ]
+        if changes:
+            raise UserError(
+                f"{workdir} holds a run of another config ({'; '.join(changes[:6])}{' ...' if len(changes) > 6 else ''}); "
+                "choose another --workdir or the old settings"
+            )
+        return True
+    if distributed.is_lead():
+        write_json(path, wanted)
+        write_json(Path(workdir) / "meta.json", dataclasses.asdict(meta))
+    distributed.barrier("claimed")
+    return False
+
+
+def read_meta(workdir: Path) -> Meta:
+    """The `Meta` a run was trained with."""
+    values = read_json(Path(workdir) / "meta.json")
+    return Meta(**{**values, "image_size": tuple(values["image_size"])})

@@ -1,0 +1,185 @@
+"""Readers: names, junk, distractors, litter, and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+
+from occreid_jax.data import DataError, open_dataset
+from occreid_jax.data.readers.checks import match_counts
+from occreid_jax.data.readers.market1501 import parse_name
+
+
+def one_line(error) -> str:
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("0001_c1s1_000151_01.jpg", (1, 0)),
+        ("-1_c3s1_000151_01.jpg", (-1, 2)),
+        ("0002_c15s1_000151_01.jpg.jpg", (2, 14)),
+        ("7140_c8_f0046985.jpg", (7140, 7)),
+        ("2024-05-01_c1.jpg", None),
+        ("0001_c0.jpg", None),
+        ("99999999999_c1.jpg", None),
+        ("portrait.jpg", None),
+    ],
+)
+def test_names(name, expected):
+    assert parse_name(name) == expected
+
+
+def test_market_reads_the_base_name_only(market_tree):
+    dataset = open_dataset("market1501", market_tree(root="exp_10_c2"))
+    np.testing.assert_array_equal(dataset.train.pids, [2, 2, 7, 7, 11, 11])
+    np.testing.assert_array_equal(dataset.train.camids, [0, 1, 0, 1, 0, 1])
+    assert dataset.train.pids.dtype == np.int32 and dataset.train.camids.dtype == np.int32
+    assert dataset.protocol == "market1501/std@1"
+    assert list(dataset.train.names) == sorted(dataset.train.names)
+    assert all((dataset.query.root / name).is_file() for name in dataset.query.names)
+
+
+@pytest.mark.parametrize("place", ["market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15"])
+def test_market_is_found_below_the_root(market_tree, place):
+    root = market_tree(root=place)
+    outer = root
+    for _ in place.split("/"):
+        outer = outer.parent
+    assert open_dataset("market1501", outer).train.root == root
+
+
+def test_junk_distractors_and_litter(market_tree):
+    root = market_tree(
+        train=["0002_c1_0.jpg", "0002_c12_0.TIF", "0000_c1_0.jpg", "0003_c1_0.jpg.jpg", "0003_c2.PNG"],
+        query=["0005_c1_0.jpg", "0000_c1_0.jpg"],
+        gallery=["0005_c2_0.jpg", "0000_c3_0.jpg", "-1_c1_0.jpg", "-1_c2_0.jpg"],
+    )
+    for litter in ("Thumbs.db", ".hidden.jpg", "notes.txt"):
+        (root / "query" / litter).write_text("x")
+    (root / "query" / "__MACOSX").mkdir()
+    dataset = open_dataset("market1501", root)
+    assert dataset.train.names == tuple(
+        f"bounding_box_train/{n}" for n in ("0002_c12_0.TIF", "0002_c1_0.jpg", "0003_c1_0.jpg.jpg", "0003_c2.PNG")
+    )
+    assert dataset.train.camids.tolist() == [11, 0, 0, 1]
+    assert dataset.query.names == ("query/0005_c1_0.jpg",)
+    assert sorted(dataset.gallery.pids.tolist()) == [0, 5]
+    notes = "\n".join(dataset.notes)
+    assert "bounding_box_test: ignored 2 junk images (identity -1)" in notes
+    assert "query: ignored 1 distractors (identity 0000)" in notes
+    assert "1 files that are no pictures, 3 hidden or system entries" in notes
+    assert "bounding_box_train: ignored 1 distractors" in notes
+    assert "the published set has 12,936 of 751" in notes
+
+
+def test_strange_names_are_told_all_at_once(market_tree):
+    root = market_tree(train=["0002_c1_0.jpg", *(f"me{i}.jpg" for i in range(8))], query=["0005_c1_0.jpg", "you.jpg"])
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", root)
+    message = one_line(error)
+    assert "9 pictures are not named" in message and "bounding_box_train/me0.jpg" in message and "4 more" in message
+
+
+def test_missing_and_empty_folders(market_tree, tmp_path):
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", tmp_path / "nowhere")
+    assert "is not a folder" in one_line(error) and "bounding_box_train/" in one_line(error)
+    root = market_tree()
+    for file in (root / "query").iterdir():
+        file.unlink()
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", root)
+    assert "the query split" in one_line(error) and "no usable picture" in one_line(error)
+    (root / "query").rmdir()
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", root)
+    assert "has no folder query" in one_line(error)
+
+
+def test_sets_without_a_possible_match_are_refused(market_tree):
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", market_tree(gallery=["0044_c2_0.jpg"], root="absent"))
+    assert "none of the 2 query identities" in one_line(error)
+    with pytest.raises(DataError) as error:
+        open_dataset("market1501", market_tree(query=["0005_c1_0.jpg"], gallery=["0005_c1_1.jpg"], root="same_camera"))
+    assert "no query has a match at another camera" in one_line(error)
+
+
+def test_unknown_names_and_options(tmp_path):
+    with pytest.raises(DataError) as error:
+        open_dataset("market150", tmp_path)
+    assert "did you mean 'market1501'" in one_line(error)
+    with pytest.raises(DataError) as error:
+        open_dataset("folder", tmp_path, kamera="none")
+    assert "has no option 'kamera'" in one_line(error) and "camera" in one_line(error)
+    with pytest.raises(DataError) as error:
+        open_dataset("folder", tmp_path, camera="two")
+    assert 'should be "none" or "name"' in one_line(error)
+
+
+@pytest.fixture
+def folder_tree(tmp_path, write_picture):
+    for role, people in {"train": ("anna", "zoë b"), "query": ("carl",), "gallery": ("carl", "17")}.items():
+        for person in people:
+            for shot in (10, 20):
+                camera = shot + (role == "gallery")
+                write_picture(tmp_path / "own" / role / person / f"shot_c{camera}_{role}.jpg", seed=camera)
+    return tmp_path / "own"
+
+
+def test_folder_per_identity(folder_tree):
+    (folder_tree / "query" / "loose.jpg").write_bytes(b"x")
+    (folder_tree / "query" / "nobody").mkdir()
+    dataset = open_dataset("folder", folder_tree)
+    # sorted names: 17, anna, carl, zoë b -> 1, 2, 3, 4
+    assert dataset.train.pids.tolist() == [2, 2, 4, 4]
+    assert dataset.query.pids.tolist() == [3, 3] and dataset.gallery.pids.tolist() == [1, 1, 3, 3]
+    assert set(dataset.query.camids) == {0} and set(dataset.gallery.camids) == {1}
+    assert dataset.protocol == "folder/no-cameras@1"
+    assert "query: ignored 1 identity folders without a picture, 1 pictures outside an identity folder" in dataset.notes
+
+
+def test_folder_with_cameras_in_the_names(folder_tree, write_picture):
+    dataset = open_dataset("folder", folder_tree, camera="name")
+    assert dataset.protocol == "folder/cameras-by-name@1"
+    assert dataset.query.camids.tolist() == [0, 2]  # cameras 10, 11, 20, 21 -> 0, 1, 2, 3
+    assert dataset.gallery.camids.tolist() == [1, 3, 1, 3]
+    write_picture(folder_tree / "gallery" / "17" / "plain.jpg")
+    with pytest.raises(DataError) as error:
+        open_dataset("folder", folder_tree, camera="name")
+    assert "gallery/17/plain.jpg" in one_line(error)
+
+
+def test_folder_without_train(folder_tree):
+    (folder_tree / "train").rename(folder_tree / "Training")
+    with pytest.raises(DataError) as error:
+        open_dataset("folder", folder_tree)
+    assert "has no folder train" in one_line(error) and "one folder per identity" in one_line(error)
+
+
+def test_synthetic_takes_its_protocol_from_the_description(market_tree):
+    root = market_tree()
+    with pytest.raises(DataError) as error:
+        open_dataset("synthetic", root)
+    assert "no benchmark.json" in one_line(error)
+    (root / "benchmark.json").write_text("{")
+    with pytest.raises(DataError) as error:
+        open_dataset("synthetic", root)
+    assert "cannot be read" in one_line(error)
+    (root / "benchmark.json").write_text(json.dumps({"size": "demo", "split": "occluded", "seed": 3, "version": 1}))
+    dataset = open_dataset("synthetic", root)
+    assert dataset.protocol == "synthetic-demo-occluded/std@1" and dataset.truth == root / "truth"
+
+
+def test_match_counts_against_loops(market_tree):
+    dataset = open_dataset("market1501", market_tree())
+    query, gallery = dataset.query, dataset.gallery
+    elsewhere, same = match_counts(query, gallery)
+    for i in range(len(query)):
+        own = gallery.pids == query.pids[i]
+        assert same[i] == (own & (gallery.camids == query.camids[i])).sum()
+        assert elsewhere[i] == (own & (gallery.camids != query.camids[i])).sum()
