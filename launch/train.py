@@ -31,13 +31,14 @@ def main() -> int | None:
         reporter.line(line)
     claim_workdir(workdir, config, setup.meta)
     try:
-        evaluation = Trainer(setup, workdir).run()
+        trainer = Trainer(setup, workdir)
+        evaluation = trainer.run()
     except Stopped as stopped:
         command.fail(str(stopped), 128 + stopped.signal)
     if config.report.enabled and distributed.is_lead():
         from occreid_jax.report import write_report
 
-        reporter.line(f"report: {write_report(workdir, setup)}")
+        reporter.line(f"report: {write_report(workdir, setup, trainer.state.params, trainer.state.extra)}")
     reporter.line(evaluation.summary)
     return None
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import os
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -60,11 +59,9 @@ def decode_image(path: Path | str, image_size: tuple[int, int] | None, resize_fi
         data = Path(path).read_bytes()
         if not data:
             return Decoded(None, problem="zero bytes")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Pillow warns of odd metadata, which does not matter here
-            image = Image.open(io.BytesIO(data))
-            deep = any(";16" in str(tile[3]) for tile in image.tile)
-            image.load()
+        image = Image.open(io.BytesIO(data))
+        deep = any(";16" in str(tile[3]) for tile in image.tile)  # 16-bit colour becomes plain RGB while it is loaded
+        image.load()
         size = (image.height, image.width)
         if min(size) < SMALLEST_SIDE:
             return Decoded(None, problem=f"{size[1]}x{size[0]} pixels", size=size)

@@ -1,8 +1,8 @@
 """Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth.
 
 The part is *amodal*: it names the person's part at that pixel even where something stands in front of it, and `OCCLUDED` is
-added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things that
-a person carries have a label of their own, `CARRIED`, and are no part of the person.
+added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things
+that a person carries are background.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from occreid_jax.errors import DataError
 from occreid_jax.types import Dataset
 
 PARTS = ("background", "head", "left_arm", "right_arm", "torso", "left_leg", "right_leg", "left_foot", "right_foot")
-CARRIED = 9
 OCCLUDED = 16
 PART_BITS = 15
 
@@ -40,8 +39,7 @@ def flip_parts(parts):
 
 def visible_person(parts):
     """Labels uint8 [...] -> bool [...]: a part of the person that nothing covers (numpy or JAX array)."""
-    part = parts & PART_BITS
-    return (part > 0) & (part < len(PARTS)) & ((parts & OCCLUDED) == 0)
+    return ((parts & PART_BITS) > 0) & ((parts & OCCLUDED) == 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +50,9 @@ class TruthRecord:
     name: str  # base name of the picture
     pid: int
     camid: int
-    occlusion: str  # kind of occlusion, for example "none" or "object"
-    occluder: str  # what covers the person; empty if nothing does
-    covered_fraction: float  # share of the person's pixels that are covered, 0 .. 1
+    occlusion: str  # "none", "object", "person" or "crop" (a side of the picture cuts the person)
+    occluder: str  # what covers the person, or the side that is cut; empty if nothing is
+    covered_fraction: float  # share of the whole person that is covered or lies outside the picture, 0 .. 1
     viewpoint: str
 
 

@@ -62,6 +62,8 @@ def build_table(
 ) -> Table:
     """Decodes and resizes every image of a split, or opens the table if that was done before.
 
+    Processes that share the cache folder may call it at the same time, but each then does the work: let one go first.
+
     Args:
       split: the images.
       image_size: (height, width) in pixels.

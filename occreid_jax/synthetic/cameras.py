@@ -50,7 +50,8 @@ class Camera:
 
     def background(self, rng: np.random.Generator, height: int, width: int) -> np.ndarray:
         """Return a random view of this camera's surroundings, uint8 [height, width, 3]."""
-        wide = panorama(self.seed, f"{self.namespace}/scene", self.number, height, self.difficulty.clutter)
+        knobs = self.difficulty
+        wide = panorama(self.seed, f"{self.namespace}/scene", self.number, height, knobs.clutter, knobs.background_colour)
         y = int(rng.integers(0, wide.shape[0] - height + 1))
         x = int(rng.integers(0, wide.shape[1] - width + 1))
         return wide[y : y + height, x : x + width].copy()

@@ -80,7 +80,8 @@ def render_image(
         raise ValueError(f"occluder {occluder!r} is unknown; take one of {', '.join((*OBJECTS, CROP))}, a Person or None")
     height, width = size
     difficulty = camera.difficulty
-    target = float(rng.uniform(covered[0] + 0.03, covered[1] - 0.03)) if occluder is not None else 0.0
+    share = rng.beta(1.2, 1.2 * difficulty.covered_skew)
+    target = covered[0] + 0.03 + (covered[1] - covered[0] - 0.06) * float(share)
     side = ""
     if occluder == CROP:
         parts, truth, total, (dx, dy), side = _cropped(person, pose, rng, size, target, covered)
@@ -96,23 +97,19 @@ def render_image(
     kind, name = "none", ""
     if occluder == CROP:
         kind, name = "crop", side
-    elif isinstance(occluder, Person):
-        mask = cover_with_person(image, truth, total, occluder, target, pose, rng)
-        kind, name = "person", "person"
-        if not covered[0] <= _hidden(truth, mask, total) <= covered[1]:
-            pass
-        truth |= mask * np.uint8(OCCLUDED)
     elif occluder is not None:
-        name, mask = cover_with_object(image, truth, total, occluder, target, covered, rng)
-        kind = "object"
+        mask = None
+        if isinstance(occluder, Person):
+            kind, name = "person", "person"
+            mask = cover_with_person(image, truth, total, occluder, target, covered, pose, rng)
+        if mask is None:
+            kind = "object"
+            thing = occluder if isinstance(occluder, str) else "wall"
+            name, mask = cover_with_object(image, truth, total, thing, target, covered, difficulty.occluder_colour, rng)
         truth |= mask * np.uint8(OCCLUDED)
     visible = np.count_nonzero((truth > 0) & (truth < OCCLUDED))
     fraction = 1.0 - visible / total if total else 0.0
     return Picture(camera.expose(image, rng), truth, kind, name, fraction, viewpoint(pose.yaw))
-
-
-def _hidden(truth: np.ndarray, mask: np.ndarray, total: int) -> float:
-    return 1.0 - np.count_nonzero((truth > 0) & (mask == 0)) / max(total, 1)
 
 
 def _place(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty, box_error: float) -> Placement:

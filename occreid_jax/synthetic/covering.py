@@ -26,11 +26,13 @@ def cover_with_object(
     kind: str,
     target: float,
     covered: tuple[float, float],
+    colour: float,
     rng: np.random.Generator,
 ) -> tuple[str, np.ndarray]:
     """Draw an object into ``image`` uint8 [H, W, 3] in place.
 
     ``truth`` uint8 [H, W] holds the person's labels and ``total`` how many pixels she has, those outside the frame too.
+    ``colour`` is how far the object's colours lie from grey.
     Returns the kind that was drawn (a wall, if nothing else hides enough) and its mask, uint8 [H, W] of 0 and 1.
     """
     body = truth > 0
@@ -46,6 +48,7 @@ def cover_with_object(
         else:
             continue
         break
+    layer = 118.0 + colour * (layer - 118.0)
     image[:] = np.rint(image + (layer - image) * opacity[..., None])
     return name, mask.astype(np.uint8)
 
@@ -101,17 +104,20 @@ def cover_with_person(
     total: int,
     other: Person,
     target: float,
+    covered: tuple[float, float],
     pose: Pose,
     rng: np.random.Generator,
-) -> np.ndarray:
+) -> np.ndarray | None:
     """Draw another person in front, entering from one side, into ``image`` uint8 [H, W, 3] in place.
 
-    Returns the mask of the other person and of what he carries, uint8 [H, W] of 0 and 1.
+    Returns the mask of the other person and of what he carries, uint8 [H, W] of 0 and 1; None, with nothing drawn, if he is
+    too slim to hide enough.
     """
     height, width = truth.shape
     body = truth > 0
     yaw = pose.yaw + rng.normal(0, 0.5) if rng.random() < 0.6 else rng.uniform(-math.pi, math.pi)
-    stand = Pose(yaw=yaw, phase=rng.uniform(0, 2 * math.pi), swing=0.35 * rng.random(), elbow=rng.uniform(0.1, 0.9), tilt=pose.tilt)
+    phase, swing, elbow = rng.uniform(0, 2 * math.pi), 0.35 * rng.random(), rng.uniform(0.1, 0.9)
+    stand = Pose(yaw=yaw, phase=phase, swing=swing, elbow=elbow, tilt=pose.tilt)
     scale = 0.88 * height * rng.uniform(1.0, 1.22)
     ground = 0.5 * height + 0.46 * height * rng.uniform(1.0, 1.3)
     parts = figure(other, stand, Placement(0.5 * width, ground, scale))
@@ -124,7 +130,9 @@ def cover_with_person(
         shift = side * round(width * 0.05 * step)
         window = canvas[:, width + shift : 2 * width + shift] > 0
         hidden = 1.0 - np.count_nonzero(body & ~window) / total
-        if abs(hidden - target) < best:
-            best, best_shift = abs(hidden - target), shift
+        if abs(hidden - target) < abs(best - target):
+            best, best_shift = hidden, shift
+    if not covered[0] <= best <= covered[1]:
+        return None
     paint_image(parts, image, -best_shift, 0)
     return (canvas[:, width + best_shift : 2 * width + best_shift] > 0).astype(np.uint8)

@@ -45,15 +45,15 @@ class Shot:
     pid: int  # as in the file name; 0 a distractor, -1 junk
     person: int  # number inside the namespace, 0-based
     camera: int  # 0-based
-    image: int  # number among the images of this person, 0-based
+    image: int  # number among the images of this person, 0-based; distractors and junk are numbered together
 
     @property
     def name(self) -> str:
         """File name as in Market-1501."""
         pid = "-1" if self.pid < 0 else f"{self.pid:04d}"
         frame = 1 + 25 * self.image + 7 * (self.person % 3)
-        serial = self.person if self.pid <= 0 else 0  # pid 0 and -1 stand for many people: the frame tells them apart
-        return f"{pid}_c{self.camera + 1}s{1 + self.camera % 3}_{1000 * serial + frame:06d}_{1 if self.folder == GALLERY else 0:02d}.jpg"
+        box = 1 if self.folder == GALLERY else 0
+        return f"{pid}_c{self.camera + 1}s{1 + self.camera % 3}_{frame:06d}_{box:02d}.jpg"
 
 
 def shots(size: Size, seed: int) -> list[Shot]:

@@ -18,12 +18,16 @@ from occreid_jax.synthetic.surface import SHIFT, fixed
 
 _GROUNDS = ((150, 146, 140), (112, 114, 118), (168, 150, 128), (120, 132, 104), (92, 92, 98), (176, 172, 164))
 _WALLS = ((176, 168, 154), (128, 96, 80), (150, 156, 164), (196, 186, 160), (96, 104, 112), (204, 202, 198))
+_GREY = np.array([128.0, 126.0, 122.0])
 _GREENS = ((66, 102, 54), (88, 120, 62), (48, 80, 50))
 
 
 @functools.lru_cache(maxsize=32)
-def panorama(seed: int, namespace: str, number: int, height: int, clutter: int) -> np.ndarray:
-    """Return the surroundings of one camera, uint8 [1.3 height, 5 height, 3]; do not write into it."""
+def panorama(seed: int, namespace: str, number: int, height: int, clutter: int, colour: float) -> np.ndarray:
+    """Return the surroundings of one camera, uint8 [1.3 height, 5 height, 3]; do not write into it.
+
+    ``clutter`` and ``colour`` are the fields of `difficulty.Difficulty` of that name.
+    """
     rng = stream(seed, namespace, number)
     tall, wide = int(1.3 * height), 5 * height
     image = np.empty((tall, wide, 3), np.uint8)
@@ -38,6 +42,7 @@ def panorama(seed: int, namespace: str, number: int, height: int, clutter: int) 
     for _ in range(clutter):
         _thing(image, rng, horizon, height)
     _walkers(image, rng, seed, namespace, number, height, horizon)
+    image = _GREY + colour * (image - _GREY)
     texture = cv2.resize(rng.normal(0, 9, (tall // 4, wide // 4)).astype(np.float32), (wide, tall))
     fine = rng.normal(0, 3.5, (tall, wide)).astype(np.float32)
     light = 1 + 0.18 * np.sin(np.linspace(0, rng.uniform(4, 9), wide) + rng.uniform(0, 6))
@@ -91,7 +96,8 @@ def _floor(image: np.ndarray, rng: np.random.Generator, horizon: int, ground: np
             _polygon(image, [(far, horizon), (far + 1, horizon), (near + 2, tall), (near, tall)], ground * 0.84)
     elif kind == 1:  # road markings
         for x in np.arange(0, wide, 0.5 * tall):
-            _polygon(image, [(x, tall), (x + 0.13 * tall, tall), (x + 0.3 * tall, horizon), (x + 0.25 * tall, horizon)], ground * 1.4)
+            near, far = [(x, tall), (x + 0.13 * tall, tall)], [(x + 0.3 * tall, horizon), (x + 0.25 * tall, horizon)]
+            _polygon(image, near + far, ground * 1.4)
     else:  # grass verge and kerb
         _box(image, 0, horizon, wide, 0.12 * tall, _GREENS[int(rng.integers(3))])
         _box(image, 0, horizon + 0.12 * tall, wide, 0.02 * tall, ground * 1.25)
@@ -120,7 +126,8 @@ def _thing(image: np.ndarray, rng: np.random.Generator, horizon: int, height: in
     elif kind == 3:
         for _ in range(14):
             place = np.array([x + rng.normal(0, 0.4) * size, base - rng.uniform(0, 1.2) * size])
-            _polygon(image, ellipse(place, 0.3 * size, 0.2 * size), np.array(_GREENS[int(rng.integers(3))]) * rng.uniform(0.6, 1.2))
+            green = np.array(_GREENS[int(rng.integers(3))]) * rng.uniform(0.6, 1.2)
+            _polygon(image, ellipse(place, 0.3 * size, 0.2 * size), green)
     elif kind == 4:
         _box(image, x, base - 0.55 * size, 2.2 * size, 0.45 * size, colour)
         roof = [(x + 0.3 * size, base - 0.5 * size), (x + 0.6 * size, base - size), (x + 1.5 * size, base - size)]

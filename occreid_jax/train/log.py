@@ -82,15 +82,18 @@ class Task:
 class MetricsFile:
     """``metrics.jsonl`` (one JSON object a line, each with ``step``) and TensorBoard files below ``workdir``.
 
-    Lines after ``step`` are removed first: a resumed run writes them again.
+    Lines after ``step`` are removed first: a resumed run writes them again. With ``over``, training is finished and the final
+    evaluation, which is written again too, is removed as well.
     """
 
-    def __init__(self, workdir: Path, step: int):
+    def __init__(self, workdir: Path, step: int, over: bool = False):
         self.path = Path(workdir) / "metrics.jsonl"
         self.active = is_lead()
         if not self.active:
             return
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= step))
+        lines = [line for line in read_metrics(self.path) if line["step"] <= step]
+        lines = [line for line in lines if not (over and line["step"] == step and "evaluation/mAP" in line)]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
         try:
             self.file = open(self.path, "a", encoding="utf-8")
             self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)

@@ -64,14 +64,14 @@ class Trainer:
         """Trains what is left to train, evaluates, writes results.json. Raises `Stopped` after a signal."""
         with distributed.StopRequest() as self.stop, contextlib.closing(self.checkpoints):
             current = self.restore() or self.begin()
-            self.metrics = MetricsFile(self.workdir, int(current.step))
+            self.metrics = MetricsFile(self.workdir, int(current.step), over=int(current.step) == self.plan.steps)
             with contextlib.closing(self.metrics):
                 while (position := self.plan.locate(int(current.step))) is not None:
                     current = self.run_stage(current, position)
                 evaluation = self.evaluate(current)
-            self.save(current)
             self.checkpoints.wait()
             self.write_results(evaluation)
+        self.state = current
         return evaluation
 
     def run_stage(self, current: TrainState, position: Position) -> TrainState:
@@ -129,18 +129,18 @@ class Trainer:
         return current
 
     def end_epoch(self, current: TrainState, plan: StagePlan, epoch: int) -> TrainState:
-        """Checkpoint and evaluation, when they are due."""
-        over = int(current.step) == self.plan.steps
+        """Evaluation and checkpoint, when they are due. The checkpoint comes last: a kill before it repeats both."""
+        done = int(current.step)
+        over = done == self.plan.steps
         checkpoint, evaluation = self.config.checkpoint, self.config.evaluation
-        if over or (checkpoint.every_epochs and (epoch + 1) % checkpoint.every_epochs == 0) or epoch + 1 == plan.stage.epochs:
-            self.save(current)
         if not over and evaluation.every_epochs and (epoch + 1) % evaluation.every_epochs == 0:
             self.evaluate(current)
-        if signal := self.stop.requested(int(current.step)):
+        if epoch + 1 == plan.stage.epochs or (checkpoint.every_epochs and (epoch + 1) % checkpoint.every_epochs == 0):
+            self.save(current)
+        if (signal := self.stop.requested(done)) and not over:
             self.save(current)
             self.checkpoints.wait()
-            if not over:
-                raise Stopped(signal, int(current.step))
+            raise Stopped(signal, done)
         return current
 
     # Beginning and going on ----------------------------------------------------------------------------------------------

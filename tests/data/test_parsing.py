@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from occreid_jax.data import DataError, open_dataset
-from occreid_jax.data.parsing import CARRIED, FLIP_PARTS, OCCLUDED, PARTS, flip_parts, read_truth, visible_person
+from occreid_jax.data.parsing import FLIP_PARTS, OCCLUDED, PARTS, flip_parts, read_truth, visible_person
 
 
 def test_flip_exchanges_left_and_right():
@@ -16,7 +16,6 @@ def test_flip_exchanges_left_and_right():
         swapped = part.replace("left", "?").replace("right", "left").replace("?", "right")
         assert PARTS[FLIP_PARTS[value]] == swapped
         assert FLIP_PARTS[value | OCCLUDED] == FLIP_PARTS[value] | OCCLUDED
-    assert FLIP_PARTS[CARRIED] == CARRIED
     np.testing.assert_array_equal(FLIP_PARTS[FLIP_PARTS], np.arange(256))
     parts = np.arange(256, dtype=np.uint8).reshape(16, 16)
     np.testing.assert_array_equal(flip_parts(jnp.asarray(parts)), flip_parts(parts))
@@ -24,8 +23,8 @@ def test_flip_exchanges_left_and_right():
 
 
 def test_visible_person():
-    parts = np.array([0, 1, 8, CARRIED, 16, 17, 24], np.uint8)
-    expected = [False, True, True, False, False, False, False]
+    parts = np.array([0, 1, 8, 16, 17, 24], np.uint8)
+    expected = [False, True, True, False, False, False]
     assert visible_person(parts).tolist() == expected and visible_person(jnp.asarray(parts)).tolist() == expected
 
 

@@ -23,6 +23,7 @@ def one_line(error) -> str:
         ("-1_c3s1_000151_01.jpg", (-1, 2)),
         ("0002_c15s1_000151_01.jpg.jpg", (2, 14)),
         ("7140_c8_f0046985.jpg", (7140, 7)),
+        ("exp_10_c2/0003_c4.jpg", (3, 3)),
         ("2024-05-01_c1.jpg", None),
         ("0001_c0.jpg", None),
         ("99999999999_c1.jpg", None),
@@ -170,9 +171,20 @@ def test_synthetic_takes_its_protocol_from_the_description(market_tree):
     with pytest.raises(DataError) as error:
         open_dataset("synthetic", root)
     assert "cannot be read" in one_line(error)
-    (root / "benchmark.json").write_text(json.dumps({"size": "demo", "split": "occluded", "seed": 3, "version": 1}))
+    facts = {"size": "demo", "split": "occluded", "seed": 0, "version": 1, "counts": {"query": 2, "query occluded": 1}}
+    (root / "benchmark.json").write_text(json.dumps(facts))
     dataset = open_dataset("synthetic", root)
     assert dataset.protocol == "synthetic-demo-occluded/std@1" and dataset.truth == root / "truth"
+    (root / "benchmark.json").write_text(json.dumps(facts | {"seed": 3, "version": 2}))
+    assert open_dataset("synthetic", root).protocol == "synthetic-demo-occluded-seed3/std@2"
+    (root / "query" / "0009_c2_0.jpg").unlink()
+    with pytest.raises(DataError) as error:
+        open_dataset("synthetic", root)
+    assert "holds 1 pictures but benchmark.json says 2" in one_line(error)
+    (root / "benchmark.json").write_text("{}")
+    with pytest.raises(DataError) as error:
+        open_dataset("synthetic", root)
+    assert "lacks size, split, seed, version" in one_line(error)
 
 
 def test_match_counts_against_loops(market_tree):

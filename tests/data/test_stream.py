@@ -68,7 +68,8 @@ def test_fits():
         def memory_stats(self):
             return self._stats
 
-    assert fits(40, Device({"bytes_limit": 100, "bytes_in_use": 20})) and not fits(41, Device({"bytes_limit": 100, "bytes_in_use": 20}))
+    device = Device({"bytes_limit": 100, "bytes_in_use": 20})
+    assert fits(40, device) and not fits(41, device)
     assert fits(10**15, Device(None))
     cpu = jax.devices("cpu")[0]
     assert fits(1, cpu) and not fits(10**15, cpu)

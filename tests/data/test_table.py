@@ -94,8 +94,13 @@ def test_bad_files_are_named_all_at_once(make_split, tmp_path):
         build_table(split, (32, 16), "bicubic", tmp_path / "cache")
     message = str(error.value)
     assert "\n" not in message and message.startswith("5 of 6 images cannot be used")
-    for words in ("cut.jpg (image file is truncated", "empty.jpg (zero bytes)", "text.jpg (not an image)", "tiny.png (7x40 pixels)",
-                  "float.tif (floating-point image)"):
+    for words in (
+        "cut.jpg (image file is truncated",
+        "empty.jpg (zero bytes)",
+        "text.jpg (not an image)",
+        "tiny.png (7x40 pixels)",
+        "float.tif (floating-point image)",
+    ):
         assert words in message
     assert list((tmp_path / "cache").iterdir()) == []
 

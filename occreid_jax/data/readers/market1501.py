@@ -52,11 +52,9 @@ def read(root: Path) -> Dataset:
 
 
 def find_root(root: Path) -> Path:
-    """The first of the known places under ``root`` that holds any of the three folders; ``root`` itself if none does."""
-    for place in _PLACES:
-        if any((root / place / folder).is_dir() for folder in FOLDERS.values()):
-            return root / place
-    return root
+    """The known place under ``root`` that holds most of the three folders; ``root`` itself if none holds any."""
+    places = [root / place for place in _PLACES]
+    return max(places, key=lambda place: sum((place / folder).is_dir() for folder in FOLDERS.values()))  # the first of equals
 
 
 def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None = None) -> Dataset:

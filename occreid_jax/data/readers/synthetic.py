@@ -12,12 +12,13 @@ Results on it are always called synthetic: the protocol's name begins with that 
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import json
 from pathlib import Path
 
-from occreid_jax.data.readers.files import require_folders
-from occreid_jax.data.readers.market1501 import TREE, read_market_layout
+from occreid_jax.data.readers.files import list_pictures, require_folders
+from occreid_jax.data.readers.market1501 import FOLDERS, TREE, read_market_layout
 from occreid_jax.errors import DataError
 from occreid_jax.types import Dataset
 
@@ -28,7 +29,7 @@ def read(root: Path) -> Dataset:
     """Opens a rendered benchmark.
 
     Raises:
-      DataError: no benchmark.json, a damaged one, or whatever `read_market_layout` finds wrong.
+      DataError: no benchmark.json, a damaged one, pictures missing, or whatever `read_market_layout` finds wrong.
     """
     require_folders(root, (), f"a rendered benchmark: benchmark.json, truth/, {TREE}")
     path = root / "benchmark.json"
@@ -41,6 +42,21 @@ def read(root: Path) -> Dataset:
         raise DataError(f"{path} cannot be read ({error}): render the benchmark again") from None
     if missing:
         raise DataError(f"{path} lacks {', '.join(missing)}: render the benchmark again")
-    name = f"synthetic-{facts['size']}-{facts['split']}"
+    _check_complete(root, facts.get("counts") or {})
+    # Other people are drawn from another seed, so results do not compare; the usual seed, 0, is not spelled out.
+    seed = f"-seed{facts['seed']}" if facts["seed"] else ""
+    name = f"synthetic-{facts['size']}-{facts['split']}{seed}"
     dataset = read_market_layout(root, name=name, protocol=f"{name}/std@{facts['version']}", truth=root / "truth")
     return dataclasses.replace(dataset, notes=(f"rendered pictures, no real people; seed {facts['seed']}", *dataset.notes))
+
+
+def _check_complete(root: Path, counts: dict[str, int]) -> None:
+    """Compares the pictures on disk with the counts that the renderer wrote down; a half-copied set would score differently."""
+    for folder in FOLDERS.values():
+        if folder in counts and (root / folder).is_dir():
+            found = len(list_pictures(root / folder, collections.Counter()))
+            if found != counts[folder]:
+                raise DataError(
+                    f"{root / folder} holds {found:,} pictures but benchmark.json says {counts[folder]:,}: "
+                    "render the benchmark again"
+                )

@@ -1,0 +1,151 @@
+"""Charts as inline SVG. Colours are CSS classes of the page, so charts follow its light and dark mode."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+SIZE = (340, 190)  # of the drawing, in its own units; the page scales it
+LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36  # margins for axes and their labels
+POINTS = 160  # more do not show at this size
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Series:
+    """One line of a chart. Points that are not finite are left out."""
+
+    name: str
+    x: Sequence[float]
+    y: Sequence[float]
+
+
+def line_chart(
+    series: Sequence[Series],
+    alt: str,
+    x_label: str,
+    y_range: tuple[float, float] | None = None,
+    dots: bool = False,
+) -> Markup:
+    """Lines over a common x axis; a legend if there are several. ``alt`` says in words what the chart shows.
+
+    Returns an empty string if no series has a finite point.
+    """
+    lines = [(entry.name, *thinned(entry.x, entry.y)) for entry in series]
+    lines = [line for line in lines if len(line[1])]
+    if not lines:
+        return Markup("")
+    x_all, y_all = (np.concatenate([line[axis] for line in lines]) for axis in (1, 2))
+    low, high = y_range or padded(float(y_all.min()), float(y_all.max()))
+    frame = Frame(float(x_all.min()), float(x_all.max()), low, high)
+    parts = [frame.axes(x_label)]
+    for number, (_, x, y) in enumerate(lines):
+        points = [f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, y, strict=True)]
+        if len(points) > 1:
+            parts.append(f'<polyline class="line c{number % 4}" points="{" ".join(points)}"/>')
+        if dots or len(points) == 1:
+            parts += [f'<circle class="dot c{number % 4}" cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.5"/>' for p in points]
+    if len(lines) > 1:
+        for number, (name, *_) in enumerate(lines):
+            y = TOP + 12 + 14 * number
+            parts.append(f'<text class="name c{number % 4}" x="{SIZE[0] - RIGHT - 4}" y="{y}" text-anchor="end">{escape(name)}</text>')
+    return drawing(parts, alt)
+
+
+def histogram(counts: Sequence[int], edges: Sequence[float], alt: str, x_label: str, mark: float | None = None) -> Markup:
+    """Bars between ``edges`` [len(counts) + 1] with an optional vertical line at ``mark``."""
+    frame = Frame(float(edges[0]), float(edges[-1]), 0.0, max(1.0, 1.08 * max(counts)))
+    parts = [frame.axes(x_label)]
+    for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
+        top, width = frame.y(count), frame.x(stop) - frame.x(start)
+        parts.append(
+            f'<rect class="bar" x="{frame.x(start) + 0.5:.1f}" y="{top:.1f}" width="{max(0.5, width - 1):.1f}" '
+            f'height="{frame.y(0) - top:.1f}"/>'
+        )
+    if mark is not None:
+        x = frame.x(mark)
+        left = x > SIZE[0] / 2
+        parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{frame.y(0):.1f}"/>')
+        parts.append(
+            f'<text class="name" x="{x + (-5 if left else 5):.1f}" y="{TOP + 10}" text-anchor="{"end" if left else "start"}">'
+            f"mean {mark:.1f}</text>"
+        )
+    return drawing(parts, alt)
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """The ranges of both axes and the way from values to places in the drawing."""
+
+    x_low: float
+    x_high: float
+    y_low: float
+    y_high: float
+
+    def x(self, value: float) -> float:
+        span = self.x_high - self.x_low
+        return LEFT + (SIZE[0] - LEFT - RIGHT) * ((value - self.x_low) / span if span > 0 else 0.5)
+
+    def y(self, value: float) -> float:
+        span = self.y_high - self.y_low
+        return SIZE[1] - BOTTOM - (SIZE[1] - TOP - BOTTOM) * ((value - self.y_low) / span if span > 0 else 0.5)
+
+    def axes(self, x_label: str) -> str:
+        """Grid lines, numbers and the name of the x axis."""
+        bottom, right = SIZE[1] - BOTTOM, SIZE[0] - RIGHT
+        parts = [f'<line class="axis" x1="{LEFT}" x2="{right}" y1="{bottom}" y2="{bottom}"/>']
+        for value in ticks(self.y_low, self.y_high, 4):
+            y = self.y(value)
+            parts.append(f'<line class="grid" x1="{LEFT}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
+            parts.append(f'<text x="{LEFT - 6}" y="{y + 3.5:.1f}" text-anchor="end">{label(value)}</text>')
+        for value in ticks(self.x_low, self.x_high, 5):
+            parts.append(f'<text x="{self.x(value):.1f}" y="{bottom + 14}" text-anchor="middle">{label(value)}</text>')
+        parts.append(f'<text x="{(LEFT + right) / 2}" y="{SIZE[1] - 6}" text-anchor="middle">{escape(x_label)}</text>')
+        return "".join(parts)
+
+
+def drawing(parts: list[str], alt: str) -> Markup:
+    head = f'<svg viewBox="0 0 {SIZE[0]} {SIZE[1]}" role="img" aria-label="{escape(alt)}">'
+    return Markup(head + "".join(parts) + "</svg>")
+
+
+def thinned(x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Finite points only, and means over neighbours if there are more than `POINTS`."""
+    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
+    finite = np.isfinite(x) & np.isfinite(y)
+    x, y = x[finite], y[finite]
+    if len(x) <= POINTS:
+        return x, y
+    groups = np.array_split(np.arange(len(x)), POINTS)
+    return np.array([x[group].mean() for group in groups]), np.array([y[group].mean() for group in groups])
+
+
+def padded(low: float, high: float) -> tuple[float, float]:
+    """A little room above and below; down to 0 if that is near."""
+    if 0.0 <= low < 0.5 * high:
+        low = 0.0
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    return (low if low == 0.0 else low - room), high + room
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+    """About ``count`` round numbers within a range."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    last = math.floor(high / step + 1e-9)
+    return [number * step for number in range(first, last + 1)]
+
+
+def label(value: float) -> str:
+    """A short number: 0.25, 300, 12k, 1.5M, 2e-05."""
+    for unit, name in ((1e6, "M"), (1e4, "k")):
+        if abs(value) >= unit:
+            return f"{value / (1e3 if name == 'k' else unit):.4g}{name}"
+    return f"{0.0 if abs(value) < 1e-12 else value:.4g}"

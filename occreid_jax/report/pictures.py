@@ -1,0 +1,79 @@
+"""Pictures of the report as arrays and as data URIs. Every picture is uint8 [H, W, 3]."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+QUALITY = 85  # of the JPEG files: no visible loss on pictures of this size
+LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
+# Black, violet, red, orange, pale yellow: brightness rises all the way, so the map also reads in greys.
+HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
+OUTLINE = np.array([40, 220, 120], np.uint8)
+COVERING = np.array([60, 120, 240], np.float32)
+
+
+def data_uri(picture: np.ndarray, height: int = 0) -> str:
+    """A picture as ``data:image/jpeg;base64,...``, made smaller if it is higher than ``height`` pixels (0: as it is)."""
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    if height and image.height > height:
+        image = image.resize((max(1, round(image.width * height / image.height)), height), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=QUALITY, optimize=True)
+    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def denormalise(image: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Network input float32 [..., 3] -> uint8 [..., 3]; values outside the range of pictures (erased noise) are clipped."""
+    image = np.asarray(image, np.float32) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
+    return np.rint(np.clip(np.nan_to_num(image), 0.0, 1.0) * 255.0).astype(np.uint8)
+
+
+def resized(values: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
+    """A map [h, w] brought to ``size`` (height, width), float32."""
+    image = Image.fromarray(np.ascontiguousarray(values, np.float32))
+    return np.asarray(image.resize((size[1], size[0]), method), np.float32)
+
+
+def greys(picture: np.ndarray) -> np.ndarray:
+    """The picture without its colours, float32 [H, W, 3]."""
+    return np.repeat((picture.astype(np.float32) @ LUMA)[..., None], 3, axis=-1)
+
+
+def heat_overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """A map float [h, w] in colours over the grey picture.
+
+    The scale is the map's own: from 0 (or the least value, if that is negative) to the value that 2 % of the cells exceed, so
+    that a single extreme cell does not darken all others.
+    """
+    values = np.nan_to_num(np.asarray(values, np.float32))
+    low = min(0.0, float(values.min()))
+    high = float(np.quantile(values, 0.98))
+    high = high if high > low else float(values.max())
+    level = np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
+    level = np.clip(resized(level, picture.shape[:2], Image.Resampling.BILINEAR), 0.0, 1.0)
+    steps = np.linspace(0.0, 1.0, len(HEAT))
+    colour = np.stack([np.interp(level, steps, HEAT[:, channel]) for channel in range(3)], axis=-1)
+    opacity = (0.35 + 0.35 * level)[..., None]
+    return np.clip((1.0 - opacity) * greys(picture) + opacity * colour, 0, 255).astype(np.uint8)
+
+
+def mask_overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The cells of a mask bool [h, w] in colour, the others dark and grey."""
+    chosen = resized(mask, picture.shape[:2], Image.Resampling.NEAREST) > 0.5
+    return np.where(chosen[..., None], picture, (0.35 * greys(picture)).astype(np.uint8))
+
+
+def truth_overlay(picture: np.ndarray, visible: np.ndarray, covering: np.ndarray) -> np.ndarray:
+    """Ground truth over a picture: the visible person (bool [H, W]) in colour with an outline, what covers the person
+    (bool [H, W]) in blue, the rest dark and grey."""
+    grey = greys(picture)
+    rest = np.where(covering[..., None], 0.45 * grey + 0.55 * COVERING, 0.45 * grey)
+    out = np.where(visible[..., None], picture, rest.astype(np.uint8))
+    padded = np.pad(visible, 1)
+    inside = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    out[visible & ~inside] = OUTLINE
+    return out
