@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 Array = jax.Array
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU (the error function), as torch's default; `jax.nn.gelu` approximates by default."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact GELU as torch computes it, x (1 + erf(x / sqrt 2)) / 2. `jax.nn.gelu` approximates by default, and its exact form goes
+    through erfc, which costs a third more of a whole block on CPUs."""
+    return 0.5 * x * (1.0 + jax.lax.erf(x * np.asarray(0.5**0.5, x.dtype)))
 
 
 def trunc_normal(stddev: float = 0.02):

@@ -29,7 +29,7 @@ class Size:
 
 SIZES = {
     "micro": Size(32, 2, 2),  # for tests
-    "demo": Size(192, 6, 3),  # for the embedded benchmark: a laptop trains it in minutes
+    "demo": Size(192, 4, 3),  # for the embedded benchmark: a laptop trains it in minutes
     "tiny": Size(192, 12, 3),
     "small": Size(384, 12, 6),
     "base": Size(768, 12, 12),

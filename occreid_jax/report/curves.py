@@ -40,18 +40,20 @@ def line_chart(
         return Markup("")
     x_all, y_all = (np.concatenate([line[axis] for line in lines]) for axis in (1, 2))
     low, high = y_range or padded(float(y_all.min()), float(y_all.max()))
-    frame = Frame(float(x_all.min()), float(x_all.max()), low, high)
+    top = TOP + (16 if len(lines) > 1 else 0)  # room for the legend
+    frame = Frame(float(x_all.min()), float(x_all.max()), low, high, top)
     parts = [frame.axes(x_label)]
     for number, (_, x, y) in enumerate(lines):
-        points = [f"{frame.x(a):.1f},{frame.y(b):.1f}" for a, b in zip(x, y, strict=True)]
+        colour = f"c{number % 4}"
+        points = [(f"{frame.x(a):.1f}", f"{frame.y(b):.1f}") for a, b in zip(x, y, strict=True)]
         if len(points) > 1:
-            parts.append(f'<polyline class="line c{number % 4}" points="{" ".join(points)}"/>')
+            parts.append(f'<polyline class="line {colour}" points="{" ".join(map(",".join, points))}"/>')
         if dots or len(points) == 1:
-            parts += [f'<circle class="dot c{number % 4}" cx="{p.split(",")[0]}" cy="{p.split(",")[1]}" r="2.5"/>' for p in points]
+            parts += [f'<circle class="{colour}" cx="{place_x}" cy="{place_y}" r="2.5"/>' for place_x, place_y in points]
     if len(lines) > 1:
         for number, (name, *_) in enumerate(lines):
-            y = TOP + 12 + 14 * number
-            parts.append(f'<text class="name c{number % 4}" x="{SIZE[0] - RIGHT - 4}" y="{y}" text-anchor="end">{escape(name)}</text>')
+            x = LEFT + (SIZE[0] - LEFT - RIGHT) * number / len(lines)
+            parts.append(f'<text class="name c{number % 4}" x="{x:.1f}" y="{TOP + 4}">{escape(name)}</text>')
     return drawing(parts, alt)
 
 
@@ -84,6 +86,7 @@ class Frame:
     x_high: float
     y_low: float
     y_high: float
+    top: float = TOP
 
     def x(self, value: float) -> float:
         span = self.x_high - self.x_low
@@ -91,7 +94,7 @@ class Frame:
 
     def y(self, value: float) -> float:
         span = self.y_high - self.y_low
-        return SIZE[1] - BOTTOM - (SIZE[1] - TOP - BOTTOM) * ((value - self.y_low) / span if span > 0 else 0.5)
+        return SIZE[1] - BOTTOM - (SIZE[1] - self.top - BOTTOM) * ((value - self.y_low) / span if span > 0 else 0.5)
 
     def axes(self, x_label: str) -> str:
         """Grid lines, numbers and the name of the x axis."""

@@ -19,6 +19,8 @@ from occreid_jax.synthetic.people import Person
 
 CROP = "crop"
 _TRIES = 5
+_TALL = 0.93
+"""Height of a normal person as a fraction of the bounding box."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -81,6 +83,8 @@ def render_image(
     height, width = size
     difficulty = camera.difficulty
     share = rng.beta(1.2, 1.2 * difficulty.covered_skew)
+    if isinstance(occluder, Person):
+        share *= 0.5  # with more hidden, the box would be about the person in front
     target = covered[0] + 0.03 + (covered[1] - covered[0] - 0.06) * float(share)
     side = ""
     if occluder == CROP:
@@ -114,7 +118,7 @@ def render_image(
 
 def _place(rng: np.random.Generator, height: int, width: int, difficulty: Difficulty, box_error: float) -> Placement:
     shift, scale = difficulty.box_shift * box_error, difficulty.box_scale * min(box_error, 3.0)
-    tall = 0.88 * height * math.exp(rng.normal(0, scale))
+    tall = _TALL * height * math.exp(rng.normal(0, scale))
     middle = width * (0.5 + rng.normal(0, shift))
     ground = 0.5 * height + 0.5 * tall + height * rng.normal(0, 0.5 * shift)
     return Placement(middle, ground, tall)
@@ -140,7 +144,7 @@ def _cropped(person: Person, pose: Pose, rng: np.random.Generator, size: tuple[i
     else:
         zoom = rng.uniform(1.0, 1.25)
     for _ in range(_TRIES):
-        place = Placement(0.5 * width, 0.5 * height + 0.44 * height * zoom, 0.88 * height * zoom)
+        place = Placement(0.5 * width, 0.5 * height * (1 + _TALL * zoom), _TALL * height * zoom)
         parts = figure(person, pose, place)
         labels, (left, top) = _label_canvas(parts, size)
         body = labels > 0

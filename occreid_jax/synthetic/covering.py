@@ -118,7 +118,7 @@ def cover_with_person(
     yaw = pose.yaw + rng.normal(0, 0.5) if rng.random() < 0.6 else rng.uniform(-math.pi, math.pi)
     phase, swing, elbow = rng.uniform(0, 2 * math.pi), 0.35 * rng.random(), rng.uniform(0.1, 0.9)
     stand = Pose(yaw=yaw, phase=phase, swing=swing, elbow=elbow, tilt=pose.tilt)
-    scale = 0.88 * height * rng.uniform(1.0, 1.22)
+    scale = 0.92 * height * rng.uniform(1.0, 1.2)
     ground = 0.5 * height + 0.46 * height * rng.uniform(1.0, 1.3)
     parts = figure(other, stand, Placement(0.5 * width, ground, scale))
     # A canvas three frames wide: moving the window along it moves the other person across the picture.

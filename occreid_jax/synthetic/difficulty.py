@@ -10,15 +10,15 @@ class Difficulty:
     """Knobs of the renderer. Angles in radians, strengths as factors where 0 switches the effect off."""
 
     palettes: int = 14  # outfits share this many colour sets; fewer makes colour tell less
-    camera_colour: float = 0.17  # how far the colour responses of two cameras lie apart
+    camera_colour: float = 0.18  # how far the colour responses of two cameras lie apart
     image_colour: float = 0.5  # change of light from one image to the next at one camera
     yaw_spread: float = 0.42  # standard deviation of the facing direction round what a camera usually sees
     yaw_jitter: float = 0.18  # change of the facing direction inside one sequence
     swing: float = 0.42  # largest thigh angle of the walk
-    box_shift: float = 0.06  # error of the bounding box, as a fraction of its width or height
-    box_scale: float = 0.09  # error of the bounding box size
+    box_shift: float = 0.045  # error of the bounding box, as a fraction of its width or height
+    box_scale: float = 0.07  # error of the bounding box size
     clutter: int = 26  # things standing in each camera's panorama
-    background_colour: float = 0.25  # colour and contrast of the scenery; 0 is plain grey
+    background_colour: float = 0.3  # colour and contrast of the scenery; 0 is plain grey
     occluder_colour: float = 0.5  # the same for occluding objects
     sensor: float = 0.7  # noise, blur and loss of resolution
     occluded_rate: float = 0.10  # fraction of occluded images in the mostly holistic folders of split "occluded"

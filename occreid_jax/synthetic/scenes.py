@@ -47,7 +47,9 @@ def panorama(seed: int, namespace: str, number: int, height: int, clutter: int, 
     fine = rng.normal(0, 3.5, (tall, wide)).astype(np.float32)
     light = 1 + 0.18 * np.sin(np.linspace(0, rng.uniform(4, 9), wide) + rng.uniform(0, 6))
     mixed = image * light[None, :, None] + (texture + fine)[..., None]
-    return cv2.GaussianBlur(np.clip(mixed, 0, 255).astype(np.uint8), (0, 0), 0.7 * height / 128)
+    image = cv2.GaussianBlur(np.clip(mixed, 0, 255).astype(np.uint8), (0, 0), 0.7 * height / 128)
+    image.setflags(write=False)
+    return image
 
 
 def _polygon(image: np.ndarray, points, colour) -> None:
