@@ -20,6 +20,7 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
+    import contextlib
     from pathlib import Path
 
     import jax
@@ -49,16 +50,15 @@ def main() -> None:
     for name, flag in (("queries", QUERIES), ("samples", SAMPLES)):
         if flag.value is not None:
             setup.config.report[name] = flag.value
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
-    step = checkpoints.last_step()
-    if step is not None:
-        target = abstract(jax.eval_shape(setup.method.init, jax.random.key(0)), setup.devices)
-        params, extra = checkpoints.restore_model(step, *target)
-    elif setup.method.stages():
-        raise UserError(f"{workdir}: no checkpoint; let the run finish an epoch first: launch/train.py goes on where it stopped")
-    else:
-        params, extra = initial_model(setup.method, config)
-    checkpoints.close()
+    with contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints:
+        step = checkpoints.last_step()
+        if step is not None:
+            target = abstract(jax.eval_shape(setup.method.init, jax.random.key(0)), setup.devices)
+            params, extra = checkpoints.restore_model(step, *target)
+        elif setup.method.stages():
+            raise UserError(f"{workdir}: no checkpoint; let the run finish an epoch first, with launch/train.py")
+        else:
+            params, extra = initial_model(setup.method, config)  # nothing is trained: what launch/train.py evaluated
     if distributed.is_lead():
         reporter.line(f"written: {write_report(workdir, setup, params, extra)}")
 

@@ -1,4 +1,6 @@
-"""Runs one config with several seeds and prints mean and spread. Restartable: finished seeds are not run again, a cut one goes on.
+"""Runs one config with several seeds and prints mean and spread.
+
+Restartable: finished seeds are not run again, a cut one goes on.
 
     python launch/seeds.py --config=configs/baseline.py:size=small --seeds=0,1,2
     python launch/seeds.py --config=configs/baseline.py:size=small,person_mask=true --seeds=0,1,2 --name=oracle

@@ -1,45 +1,14 @@
-"""Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth.
-
-The part is *amodal*: it names the person's part at that pixel even where something stands in front of it, and `OCCLUDED` is
-added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things
-that a person carries are background.
-"""
+"""Reading the ground truth that the renderer writes beside a synthetic set; `occreid_jax.parts` says what a label means."""
 
 from __future__ import annotations
 
 import csv
 import dataclasses
 
-import numpy as np
-
 from occreid_jax.errors import DataError
 from occreid_jax.types import Dataset
 
-PARTS = ("background", "head", "left_arm", "right_arm", "torso", "left_leg", "right_leg", "left_foot", "right_foot")
-OCCLUDED = 16
-PART_BITS = 15
-
-_MIRROR = {2: 3, 3: 2, 5: 6, 6: 5, 7: 8, 8: 7}
-FLIP_PARTS = np.array([value & ~PART_BITS | _MIRROR.get(value & PART_BITS, value & PART_BITS) for value in range(256)], np.uint8)
-"""uint8 [256]: the label that a label becomes in a mirrored picture. ``FLIP_PARTS[parts]`` or ``jnp.take(FLIP_PARTS, parts)``;
-the picture's columns must be reversed as well."""
-FLIP_PARTS.setflags(write=False)
-
 _COLUMNS = ("folder", "name", "pid", "camid", "occlusion", "occluder", "covered_fraction", "viewpoint")
-
-
-def flip_parts(parts):
-    """Labels uint8 [...] -> uint8 [...] with left and right exchanged (numpy or JAX array). Columns are not reversed here."""
-    if isinstance(parts, np.ndarray):
-        return FLIP_PARTS[parts]
-    import jax.numpy as jnp
-
-    return jnp.take(FLIP_PARTS, parts, axis=0)
-
-
-def visible_person(parts):
-    """Labels uint8 [...] -> bool [...]: a part of the person that nothing covers (numpy or JAX array)."""
-    return ((parts & PART_BITS) > 0) & ((parts & OCCLUDED) == 0)
 
 
 @dataclasses.dataclass(frozen=True)

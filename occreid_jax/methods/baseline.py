@@ -16,6 +16,7 @@ from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.methods.base import MethodBase
 from occreid_jax.nn import heads, vit
+from occreid_jax.parts import visible_person
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
 from occreid_jax.weights.trees import merge_encoder
 
@@ -51,9 +52,7 @@ class Baseline(MethodBase):
         """The normalised pictures, blanked outside the visible person if the oracle is on."""
         if not self.settings.person_mask:
             return batch["image"]
-        parts = batch["parts"]
-        visible = ((parts & 15) > 0) & ((parts & 16) == 0)
-        return jnp.where(visible[..., None], batch["image"], 0.0)
+        return jnp.where(visible_person(batch["parts"])[..., None], batch["image"], 0.0)
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
         features = self.backbone.apply(

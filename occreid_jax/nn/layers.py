@@ -15,8 +15,10 @@ Array = jax.Array
 
 
 def gelu(x: Array) -> Array:
-    """Exact GELU as torch computes it, x (1 + erf(x / sqrt 2)) / 2. `jax.nn.gelu` approximates by default, and its exact form goes
-    through erfc, which costs a third more of a whole block on CPUs."""
+    """Exact GELU as torch computes it, x (1 + erf(x / sqrt 2)) / 2.
+
+    `jax.nn.gelu` approximates by default, and its exact form goes through erfc, which CPUs compute much more slowly.
+    """
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.asarray(0.5**0.5, x.dtype)))
 
 
@@ -150,5 +152,6 @@ class Block(nn.Module):
             LayerNorm(self.epsilon, self.dtype, name="norm1")(x), mask, return_cls_logits
         )
         x = x + DropPath(self.drop_path)(y, train)
-        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, name="mlp")(LayerNorm(self.epsilon, self.dtype, name="norm2")(x))
+        y = LayerNorm(self.epsilon, self.dtype, name="norm2")(x)
+        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, name="mlp")(y)
         return x + DropPath(self.drop_path)(y, train), cls_logits

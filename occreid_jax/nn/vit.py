@@ -138,7 +138,8 @@ class ViT(nn.Module):
         block = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
         rates = [self.drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
         self.block = [
-            block(size.heads, size.mlp_ratio, rate, self.epsilon, self.dtype, name=f"block_{i:02d}") for i, rate in enumerate(rates)
+            block(size.heads, size.mlp_ratio, rate, self.epsilon, self.dtype, name=f"block_{i:02d}")
+            for i, rate in enumerate(rates)
         ]
         self.norm = LayerNorm(self.epsilon)
 

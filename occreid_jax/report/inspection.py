@@ -15,7 +15,8 @@ import jax
 import numpy as np
 from PIL import Image
 
-from occreid_jax.data.parsing import OCCLUDED, TruthRecord, read_truth, visible_person
+from occreid_jax.data.parsing import TruthRecord, read_truth
+from occreid_jax.parts import OCCLUDED, visible_person
 from occreid_jax.report.pictures import data_uri, heat_overlay, mask_overlay, resized, truth_overlay
 from occreid_jax.report.samples import identity
 from occreid_jax.train.setup import Setup
@@ -127,21 +128,21 @@ def card(
     """One query for the template: the picture, its maps, the truth if there is any, and captions."""
     picture = np.asarray(columns["image"][row])
     name = setup.dataset.query.names[row]
-    pictures = [{"uri": data_uri(picture), "alt": f"query {name}", "caption": "query"}]
+    pictures = [{"uri": data_uri(picture), "alt": f"query {name}", "caption": "query", "share": float("nan")}]
     for label, values in each_map(shown, place):
         share = share_on(values, visible) if visible is not None else float("nan")
-        caption = label if np.isnan(share) else f"{label}: {100 * share:.0f} %"
-        pictures.append({"uri": data_uri(overlay(picture, values)), "alt": f"{label} over query {name}", "caption": caption})
+        uri = data_uri(overlay(picture, values))
+        pictures.append({"uri": uri, "alt": f"{label} over query {name}", "caption": label, "share": 100 * share})
     if visible is not None:
         covering = (np.asarray(columns["parts"][row]) & OCCLUDED) > 0
         uri = data_uri(truth_overlay(picture, visible, covering))
-        caption = f"truth: {100 * visible.mean():.0f} %"
-        pictures.append({"uri": uri, "alt": f"visible person in query {name}, from the renderer", "caption": caption})
+        alt = f"visible person in query {name}, from the renderer"
+        pictures.append({"uri": uri, "alt": alt, "caption": "truth", "share": 100 * float(visible.mean())})
     numbers = [f"{label} {float(values[place]):.3g}" for label, values in shown.items() if np.ndim(values) == 1]
     note = ""
     if records:
         record = records[row]
-        occluder = f" ({record.occluder})" if record.occluder else ""
+        occluder = f" ({record.occluder})" if record.occluder not in ("", record.occlusion) else ""
         note = f"{record.occlusion}{occluder}, {100 * record.covered_fraction:.0f} % covered"
     return {"pictures": pictures, "note": "; ".join(filter(None, (note, *numbers))), **identity(setup.dataset.query, row)}
 

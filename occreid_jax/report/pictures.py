@@ -47,12 +47,12 @@ def heat_overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:
     """A map float [h, w] in colours over the grey picture.
 
     The scale is the map's own: from 0 (or the least value, if that is negative) to the value that 2 % of the cells exceed, so
-    that a single extreme cell does not darken all others.
+    that a single extreme cell does not darken all others; but at least to twice the mean, so that an even map is red all over
+    and its noise does not look like a choice.
     """
     values = np.nan_to_num(np.asarray(values, np.float32))
     low = min(0.0, float(values.min()))
-    high = float(np.quantile(values, 0.98))
-    high = high if high > low else float(values.max())
+    high = max(float(np.quantile(values, 0.98)), 2.0 * float(values.mean()) - low)
     level = np.clip((values - low) / (high - low), 0.0, 1.0) if high > low else np.zeros_like(values)
     level = np.clip(resized(level, picture.shape[:2], Image.Resampling.BILINEAR), 0.0, 1.0)
     steps = np.linspace(0.0, 1.0, len(HEAT))

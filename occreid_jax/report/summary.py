@@ -146,7 +146,8 @@ def result_charts(evaluation: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
 
 
 def run_again(config: Mapping[str, Any]) -> str:
-    """The command that trains with this config, found by comparing it with what its config file gives; "" if none fits.
+    """The command that trains with this config, a flag per line; "" if there is none. Found by comparing the config with what
+    its config file gives.
 
     Config files carry their method's name and stand in the checkout, beside the package.
     """
@@ -163,7 +164,8 @@ def run_again(config: Mapping[str, Any]) -> str:
         return ""  # flags change values; they neither add nor remove keys
     command = ["python", "launch/train.py", f"--config=configs/{name}.py:{argument}"]
     command += [f"--config.{key}={tuple(value) if isinstance(value, list) else value}" for key, value in sorted(changes.items())]
-    return " ".join(shlex.quote(part) for part in (*command, "--workdir=NEW_FOLDER"))
+    flags = [shlex.quote(part) for part in (*command[2:], "--workdir=NEW_FOLDER")]
+    return " \\\n    ".join([" ".join(command[:2]), *flags])
 
 
 def settings(config: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -15,13 +15,13 @@ Truth maps hold the amodal part label (0 background, 1 head, 2 left arm, 3 right
 foot, 8 right foot; left and right are the person's own) in the low four bits, and `OCCLUDED` where an occluder covers the pixel.
 """
 
+from occreid_jax.parts import OCCLUDED
 from occreid_jax.synthetic.benchmark import SPLITS, VERSION, generate
 from occreid_jax.synthetic.body import Pose
 from occreid_jax.synthetic.cameras import Camera, cameras
 from occreid_jax.synthetic.compose import Picture, render_image, sample_pose
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
 from occreid_jax.synthetic.occluders import OBJECTS, render_occluder
-from occreid_jax.synthetic.parts import OCCLUDED
 from occreid_jax.synthetic.people import Person, captions, sample_people
 from occreid_jax.synthetic.plan import SIZES, Size
 from occreid_jax.synthetic.sheet import contact_sheet

@@ -8,13 +8,14 @@ import math
 import cv2
 import numpy as np
 
+from occreid_jax.parts import OCCLUDED
 from occreid_jax.synthetic.body import Placement, Pose, viewpoint
 from occreid_jax.synthetic.cameras import Camera
 from occreid_jax.synthetic.covering import cover_with_object, cover_with_person
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
 from occreid_jax.synthetic.figure import figure
 from occreid_jax.synthetic.occluders import OBJECTS
-from occreid_jax.synthetic.parts import CARRIED, OCCLUDED, Part, ellipse, extent, paint_image, paint_labels
+from occreid_jax.synthetic.parts import CARRIED, Part, ellipse, extent, paint_image, paint_labels
 from occreid_jax.synthetic.people import Person
 
 CROP = "crop"

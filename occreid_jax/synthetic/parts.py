@@ -8,13 +8,12 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from occreid_jax.parts import PARTS
 from occreid_jax.synthetic.surface import SHIFT, Surface, fixed, paint_surface
 
-HEAD, LEFT_ARM, RIGHT_ARM, TORSO, LEFT_LEG, RIGHT_LEG, LEFT_FOOT, RIGHT_FOOT = range(1, 9)
+HEAD, LEFT_ARM, RIGHT_ARM, TORSO, LEFT_LEG, RIGHT_LEG, LEFT_FOOT, RIGHT_FOOT = range(1, len(PARTS))
 CARRIED = 9
 """Label of things held in a hand. They hide what is behind them but are no part of the person's body."""
-OCCLUDED = 16
-"""Bit set in a truth map where an occluder covers the pixel."""
 
 Colour = tuple[float, float, float]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from occreid_jax.synthetic.parts import OCCLUDED
+from occreid_jax.parts import OCCLUDED
 from occreid_jax.synthetic.plan import GALLERY, QUERY, TRAIN
 
 _CELL = (192, 96)

@@ -83,7 +83,8 @@ class Checkpoints:
         manager = self.best if best else self.latest
         meta = self.read(manager, step, ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta.get("layout") != LAYOUT:
-            raise UserError(f"{self.folder}: checkpoint of step {step} has layout {meta.get('layout')}, this version reads {LAYOUT}")
+            found = meta.get("layout")
+            raise UserError(f"{self.folder}: checkpoint of step {step} has layout {found}, this version reads {LAYOUT}")
         return meta
 
     def restore(self, step: int, state: TrainState) -> TrainState:

@@ -258,7 +258,7 @@ class Trainer:
             return current
         shapes = lambda tree: jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree)  # noqa: E731
         if shapes(extra) != shapes(current.extra):
-            raise TypeError(f"prepare of stage {plan.stage.name} changed the structure of extra; init must allocate what it fills")
+            raise TypeError(f"prepare of stage {plan.stage.name} changed the structure of extra; init must allocate it")
         return current.replace(extra=self.on_devices(extra))
 
     # Telling -------------------------------------------------------------------------------------------------------------
@@ -287,7 +287,8 @@ class Trainer:
         """Stops the run: which step, which pictures, where the last good state is."""
         self.checkpoints.wait()
         names = [self.setup.dataset.train.names[row] for row in rows]
-        write_json(self.workdir / "not_finite.json", {"step": step, "metrics": {k: str(v) for k, v in metrics.items()}, "images": names})
+        values = {name: str(value) for name, value in metrics.items()}  # JSON has no word for infinity
+        write_json(self.workdir / "not_finite.json", {"step": step, "metrics": values, "images": names})
         good = self.checkpoints.last_step()
         after = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
         raise UserError(

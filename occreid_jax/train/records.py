@@ -34,7 +34,8 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); free disk space, run the command again") from error
+        remedy = "free disk space, then run the same command again"
+        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
     write_json(Path(workdir) / "results.json", evaluation.results)
 
 

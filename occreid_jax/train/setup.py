@@ -113,7 +113,8 @@ def banner(setup: Setup, workdir: Path) -> Iterator[str]:
     yield f"{config.method.name} on the {where} {dataset.protocol}, seed {config.seed}; run folder {workdir}"
     for role in ("train", "query", "gallery"):
         split = getattr(dataset, role)
-        yield f"  {role:8s}{len(split):7,d} images  {len(np.unique(split.pids)):6,d} identities  {len(np.unique(split.camids))} cameras"
+        identities, cameras = len(np.unique(split.pids)), len(np.unique(split.camids))
+        yield f"  {role:8s}{len(split):7,d} images  {identities:6,d} identities  {cameras} cameras"
     device = jax.devices()[0]
     process = f", process {jax.process_index() + 1} of {jax.process_count()}" if jax.process_count() > 1 else ""
     yield f"  {setup.devices.count} x {device.device_kind}, {np.dtype(setup.method.dtype).name} products{process}"

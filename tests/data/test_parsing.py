@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from occreid_jax.data import DataError, open_dataset
-from occreid_jax.data.parsing import FLIP_PARTS, OCCLUDED, PARTS, flip_parts, read_truth, visible_person
+from occreid_jax.data.parsing import read_truth
+from occreid_jax.parts import FLIP_PARTS, OCCLUDED, PARTS, flip_parts, visible_person
 
 
 def test_flip_exchanges_left_and_right():

@@ -1,0 +1,31 @@
+"""Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth.
+
+The part is *amodal*: it names the person's part at that pixel even where something stands in front of it, and `OCCLUDED` is
+added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things
+that a person carries are background.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PARTS = ("background", "head", "left_arm", "right_arm", "torso", "left_leg", "right_leg", "left_foot", "right_foot")
+OCCLUDED = 16
+PART_BITS = 15
+
+_MIRROR = {2: 3, 3: 2, 5: 6, 6: 5, 7: 8, 8: 7}
+FLIP_PARTS = np.array([value & ~PART_BITS | _MIRROR.get(value & PART_BITS, value & PART_BITS) for value in range(256)], np.uint8)
+"""uint8 [256]: the label that a label becomes in a mirrored picture; the picture's columns must be reversed as well."""
+FLIP_PARTS.setflags(write=False)
+
+
+def flip_parts(parts):
+    """Labels uint8 [...] -> uint8 [...] with left and right exchanged (numpy or JAX array). Columns are not reversed here."""
+    return jnp.take(FLIP_PARTS, parts, axis=0) if isinstance(parts, jax.Array) else FLIP_PARTS[parts]
+
+
+def visible_person(parts):
+    """Labels uint8 [...] -> bool [...]: a part of the person that nothing covers (numpy or JAX array)."""
+    return ((parts & PART_BITS) > 0) & ((parts & OCCLUDED) == 0)

@@ -1,0 +1,67 @@
+"""Settings every test needs before jax starts: eight CPU devices, few optimisations, the persistent compile cache."""
+
+import os
+import tempfile
+from pathlib import Path
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(tempfile.gettempdir()) / "occreid_jax_test_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import sys  # noqa: E402
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # configs
+
+
+@pytest.fixture(scope="session")
+def market_root(tmp_path_factory) -> Path:
+    """A tiny set in Market-1501 layout: 16 training and 8 test identities, 3 cameras, noisy two-by-four colour patterns."""
+    import cv2
+
+    root = tmp_path_factory.mktemp("data") / "market1501"
+    noise = np.random.default_rng(0)
+    for folder, identities, count in (
+        ("bounding_box_train", range(1, 17), 3),
+        ("query", range(17, 25), 1),
+        ("bounding_box_test", range(17, 25), 2),
+    ):
+        (root / folder).mkdir(parents=True)
+        for pid in identities:
+            pattern = np.random.default_rng(pid).integers(0, 255, (4, 2, 3)).astype(np.uint8)
+            for camera in (1, 2, 3):
+                for number in range(count):
+                    image = cv2.resize(pattern, (32, 64), interpolation=cv2.INTER_NEAREST).astype(int)
+                    image = (image + noise.integers(-40, 40, image.shape)).clip(0, 255).astype(np.uint8)
+                    cv2.imwrite(str(root / folder / f"{pid:04d}_c{camera}s1_{number:06d}_00.jpg"), image)
+    return root.parent
+
+
+@pytest.fixture
+def tiny_config(market_root):
+    """A function ``(**changes) -> config``: the baseline with a micro backbone on `market_root`, trained in seconds."""
+    from configs import baseline
+
+    def make(**changes):
+        config = baseline.get_config("dataset=market1501,backbone=micro")
+        config.data.root = str(market_root)
+        config.data.image_size = (64, 32)
+        config.stages.main.epochs = 3
+        config.stages.main.sampler.batch_size = 16
+        config.evaluation.batch_size = 32
+        config.report.enabled = False
+        for path, value in changes.items():
+            block, *_, last = config, *path.split("__")
+            for key in path.split("__")[:-1]:
+                block = block[key]
+            block[last] = value
+        return config
+
+    return make

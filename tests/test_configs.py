@@ -1,0 +1,101 @@
+"""Every config with every dataset: valid, built and stepped at full size by shapes alone, nothing computed."""
+
+import importlib
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import common
+from occreid_jax import config as configuration
+from occreid_jax import methods
+from occreid_jax.errors import UserError
+from occreid_jax.train import state
+from occreid_jax.train.plan import make_plan
+from occreid_jax.train.step import StageStep
+from occreid_jax.types import Meta
+
+CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem not in ("common", "__init__"))
+ARGUMENTS = [f"dataset={name}" for name in common.DATASETS] + [f"size={size}" for size in ("small", "full")] + ["split=holistic"]
+
+
+def prepared(name: str, argument: str):
+    config = importlib.import_module(f"configs.{name}").get_config(argument)
+    configuration.validate(config)
+    preset = common.DATASETS[config.data.name]
+    labels = np.repeat(np.arange(preset["identities"]), 8)
+    meta = Meta(preset["identities"], preset["cameras"], tuple(config.data.image_size), len(labels))
+    return config, labels, methods.create(config, meta)
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_init_and_one_step_of_every_stage_at_full_size(name, argument):
+    config, labels, method = prepared(name, argument)
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    stages = method.stages()
+    if not stages:
+        return
+    plan = make_plan(stages, labels, config.seed, config.loop.accumulate, 1)
+    for stage in plan.stages:
+        step = StageStep(method, stage, params, config.loop.accumulate)
+        current = jax.eval_shape(lambda p=params, e=extra: state.create(p, e, 0))
+        current = current.replace(opt_state=jax.eval_shape(step.init, params))
+        size = tuple(config.data.image_size)
+        tables = {
+            "image": jax.ShapeDtypeStruct((len(labels), *size, 3), jnp.uint8),
+            "parts": jax.ShapeDtypeStruct((len(labels), *size), jnp.uint8),
+            "camid": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
+            "label": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
+        }
+        rows = jax.ShapeDtypeStruct((1, stage.batch_size), jnp.int32)
+        after, metrics = jax.eval_shape(step.from_tables, current, tables, rows)
+        same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, current, after)
+        assert all(jax.tree.leaves(same))  # nothing changes its shape or type during training
+        assert all(value.shape == (1,) for value in metrics.values())
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_features_and_distances_have_the_stated_shapes(name):
+    config, _, method = prepared(name, "")
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    batch = {
+        "image": jax.ShapeDtypeStruct((4, *config.data.image_size, 3), jnp.uint8),
+        "parts": jax.ShapeDtypeStruct((4, *config.data.image_size), jnp.uint8),
+        "camid": jax.ShapeDtypeStruct((4,), jnp.int32),
+        "index": jax.ShapeDtypeStruct((4,), jnp.int32),
+        "valid": jax.ShapeDtypeStruct((4,), bool),
+    }
+    embed = lambda p, e, b: method.embed(p, e, method.transform(b), "query")  # noqa: E731
+    features = jax.eval_shape(embed, params, extra, batch)
+    assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(features))
+    distance = jax.eval_shape(method.distance, features, features)
+    assert distance.shape == (4, 4) and distance.dtype == jnp.float32
+
+
+def test_arguments_are_checked():
+    with pytest.raises(ValueError, match="unknown config argument 'datset'; this config knows"):
+        common.parse_arg("datset=x", dataset="synthetic")
+    with pytest.raises(ValueError, match="should look like stride=16"):
+        common.parse_arg("stride=wide", stride=16)
+    parsed = common.parse_arg("stride=12,camera", stride=16, camera=False, name="x")
+    assert (parsed.stride, parsed.camera, parsed.name) == (12, True, "x")
+
+
+def test_validation_names_the_key():
+    config = importlib.import_module("configs.baseline").get_config()
+    config.dtype = "float16"
+    with pytest.raises(UserError, match="config.dtype is 'float16'; it must be one of auto, float32, bfloat16"):
+        configuration.validate(config)
+
+
+def test_configs_survive_json():
+    config = importlib.import_module("configs.baseline").get_config()
+    again = configuration.from_dict(configuration.to_dict(config))
+    assert configuration.differences(configuration.to_dict(config), configuration.to_dict(again)) == []
+    again.stages.main.epochs = 3
+    assert configuration.differences(configuration.to_dict(config), configuration.to_dict(again)) == [
+        f"stages.main.epochs: {config.stages.main.epochs} -> 3"
+    ]

@@ -1,0 +1,95 @@
+"""The house rules that a machine can check: who imports whom, file lengths, no method's name in the loop."""
+
+import ast
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "occreid_jax"
+BASE = {"types", "errors", "config", "files", "parts", "distributed", "passes"}
+# What each package may import beside the base modules and itself.
+ALLOWED = {
+    "data": set(),
+    "augment": set(),
+    "synthetic": set(),
+    "nn": set(),
+    "losses": set(),
+    "banks": set(),
+    "weights": {"nn"},
+    "methods": {"nn", "losses", "banks", "augment", "weights"},
+    "evaluation": {"data", "losses"},
+    "train": {"data", "evaluation", "weights", "methods", "synthetic"},
+    "report": {"evaluation", "data", "train"},
+}
+FILES = sorted(PACKAGE.rglob("*.py"))
+
+
+def imported(path: Path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from names if node.module == "occreid_jax" else [node.module]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path):
+    owner = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+    for name in imported(path):
+        assert not name.startswith("absl.flags") and name != "absl.app", f"{path}: flags live in launch/ only"
+        if name.startswith("jax.distributed"):
+            assert owner == "distributed"
+        if not name.startswith("occreid_jax."):
+            continue
+        target = name.split(".")[1]
+        if target == owner or target in BASE or owner == "__init__":
+            continue
+        assert owner in ALLOWED, f"{path}: {owner} may import base modules only, not {target}"
+        assert target in ALLOWED[owner], f"{path}: {owner} must not import {target}"
+
+
+def test_training_and_evaluation_know_no_method_by_name():
+    from occreid_jax.methods import NAMES
+
+    pattern = re.compile(rf"\b({'|'.join(NAMES)})\b")
+    for folder in ("train", "evaluation"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            assert not pattern.search(path.read_text()), path
+
+
+@pytest.mark.parametrize("folder", ["occreid_jax", "configs", "launch", "tests"])
+def test_files_read_in_one_sitting(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        assert len(path.read_text().splitlines()) <= 500, path
+
+
+def test_every_package_and_module_says_what_it_is():
+    for path in FILES:
+        if path.name != "__init__.py" or path.read_text().strip():
+            assert ast.get_docstring(ast.parse(path.read_text())), path
+
+
+def test_configs_do_not_import_jax():
+    for path in (ROOT / "configs").glob("*.py"):
+        assert not any(name.split(".")[0] in ("jax", "flax", "occreid_jax") for name in imported(path)), path
+
+
+def test_the_constraints_and_readme_name_what_is_installed():
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    for package in ("jax", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy", "ml_collections", "chex"):
+        assert any(re.match(rf"{package}\b", requirement) for requirement in project["dependencies"]), package
+
+
+def test_lazy_names_exist():
+    from occreid_jax.data.readers import READERS
+    from occreid_jax.methods import NAMES
+
+    for target in (*NAMES.values(), *READERS.values()):
+        module, _, attribute = target.partition(":")
+        assert hasattr(importlib.import_module(module), attribute)
