@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,11 +17,13 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/occreid_jax/compiled").expanduser()))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
+import config_argument  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
-from ml_collections import config_flags  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
 
 USAGE = 2  # exit status of a wrong command line
 MISTAKE = 1  # exit status of a user's mistake found later
+STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's errors, not ours
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
@@ -39,28 +44,46 @@ def parse(arguments: list[str]) -> list[str]:
     """absl's parser with every mistake as one line."""
     try:
         rest = flags.FLAGS(arguments)
-    except flags.Error as error:
-        fail(f"{str(error).splitlines()[0]}; --help lists the flags", USAGE)
-    except (AttributeError, KeyError) as error:
-        fail(f"unknown config key {str(error).strip(chr(34))}; the config file shows the keys", USAGE)
-    except (TypeError, ValueError, FileNotFoundError, ImportError, OSError) as error:
-        fail(str(error).splitlines()[0], USAGE)
+    except Exception as error:  # a config file is a program: loading it can fail in any way
+        refuse(arguments, error)
+    if "config" in flags.FLAGS and not isinstance(flags.FLAGS["config"].value, ConfigDict):
+        refuse(arguments, None)  # a file that is missing or unreadable is told only when the config is used
     if len(rest) > 1:
         fail(f"unexpected argument '{rest[1]}'; flags look like --name=value", USAGE)
     return rest
 
 
+def refuse(arguments: list[str], error: Exception | None) -> None:
+    """Says what is wrong with a command line and leaves."""
+    if "config" in flags.FLAGS and (wrong := config_argument.explain(arguments)):
+        fail(wrong, USAGE)
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if missing := re.match(r"flag --(\w+)=None: Flag --\1 must have a value", text):
+        text = f"--{missing[1]} is missing"
+    fail(f"{text}; --help lists the flags", USAGE)
+
+
 def run(main: Callable[[], int | None]) -> None:
     """Runs ``main`` after the flags are parsed. `UserError` becomes one line and exit status 1; other errors keep their
     traceback, since they are ours to mend."""
+    from occreid_jax import config as configuration
     from occreid_jax.errors import UserError
 
     def guarded(_) -> int | None:
         logging.set_verbosity(logging.ERROR)
+        # A compile cache that cannot be read or written costs time and nothing else.
+        warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
         try:
+            if "config" in flags.FLAGS:
+                configuration.validate(flags.FLAGS.config)  # before anything slow is imported, opened or rendered
             return main()
         except UserError as error:
             fail(str(error), MISTAKE)
+        except OSError as error:
+            if error.errno not in STORAGE:
+                raise
+            where = f"{error.filename}: " if error.filename else ""
+            fail(f"{where}{error.strerror}; make room or choose a folder that can be written, then run it again", MISTAKE)
         except KeyboardInterrupt:
             fail("interrupted", 130)
 

@@ -69,8 +69,8 @@ class Update:
     """One optimiser step of a training step: which parameters move, and how.
 
     ``trainable`` and ``frozen`` are regular expressions searched in parameter paths such as
-    ``backbone/block_00/attn/qkv/kernel``; a parameter moves if ``trainable`` matches and ``frozen`` does not. ``optimizer`` is the config block that
-    `occreid_jax.train.optim` reads.
+    ``backbone/block_00/attn/qkv/kernel``; a parameter moves if ``trainable`` matches and ``frozen`` does not. ``optimizer`` is
+    the config block that `occreid_jax.train.optim` reads.
     """
 
     trainable: str

@@ -17,7 +17,8 @@ from occreid_jax.train.plan import make_plan
 from occreid_jax.train.step import StageStep
 from occreid_jax.types import Meta
 
-CONFIGS = sorted(path.stem for path in (Path(__file__).parent.parent / "configs").glob("*.py") if path.stem not in ("common", "__init__"))
+FILES = (Path(__file__).parent.parent / "configs").glob("*.py")
+CONFIGS = sorted(path.stem for path in FILES if path.stem not in ("common", "__init__"))
 ARGUMENTS = [f"dataset={name}" for name in common.DATASETS] + [f"size={size}" for size in ("small", "full")] + ["split=holistic"]
 
 

@@ -93,7 +93,7 @@ def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:
     }
     if dataset.truth is not None:
         occlusions = np.array([record.occlusion for record in read_truth(dataset, "query")])
-        for kind in sorted(set(occlusions)):
+        for kind in sorted(set(occlusions.tolist())):
             chosen = metrics.queries[(occlusions == kind) & metrics.queries["valid"]]
             if len(chosen):
                 results["per_occlusion"][kind] = {

@@ -52,11 +52,9 @@ class Trainer:
         loop = self.config.loop
         self.plan: Plan = make_plan(self.method.stages(), self.labels, self.config.seed, loop.accumulate, self.devices.count)
         self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
-        self.columns: dict[tuple[str, str], dict[str, np.ndarray]] = {}
         self.tables: dict[str, jax.Array] = {}
         self.streams = False
         self.best = -1.0
-        self.checked = 0  # the last step whose loss was seen to be finite
 
     # The run from start to end -------------------------------------------------------------------------------------------
 
@@ -188,18 +186,9 @@ class Trainer:
 
     # Data ----------------------------------------------------------------------------------------------------------------
 
-    def split(self, role: str, inputs: tuple[str, ...], resize_filter: str) -> dict[str, np.ndarray]:
-        """Tables of a split; opened once."""
-        key = (role, resize_filter)
-        have = self.columns.setdefault(key, {})
-        if missing := tuple(name for name in inputs if name not in have):
-            have |= self.setup.columns(role, missing, resize_filter)
-        return {name: have[name] for name in ("camid", *inputs)}
-
     def load_tables(self, plan: StagePlan) -> None:
         """Puts the stage's tables on the devices, or decides to stream them."""
-        names = tuple(name for name in (*plan.stage.inputs, *plan.stage.shared) if name in ("image", "parts"))
-        columns = self.split("train", names, self.config.data.train_filter) | {"label": self.labels}
+        columns = self.setup.columns("train", plan.stage.inputs, self.config.data.train_filter) | {"label": self.labels}
         size, choice = sum(column.nbytes for column in columns.values()), self.config.data.resident
         self.streams = choice == "never" or (choice == "auto" and not resident.fits(size, jax.local_devices()[0]))
         if self.streams:
@@ -237,7 +226,7 @@ class Trainer:
         """Calls `Method.prepare`; what it returns must have the structure that ``extra`` always has."""
 
         def pass_(function: Callable, inputs: tuple[str, ...] = ("image",)) -> Any:
-            columns = self.split("train", inputs, self.config.data.test_filter)
+            columns = self.setup.columns("train", inputs, self.config.data.test_filter)
             jitted = jax.jit(lambda params, extra, batch: function(params, extra, self.method.transform(batch)))
             with self.reporter.task(f"preparing stage {plan.stage.name}", len(self.labels)) as task:
                 return run_pass(
@@ -274,7 +263,6 @@ class Trainer:
                 self.not_finite(first + int(wrong[0]), rows[wrong[0]], {k: float(v[wrong[0]]) for k, v in metrics.items()})
         first, rows, _ = intervals[-1]
         done = first + len(rows)
-        self.checked = done
         mean = {name: float(np.mean([m[name] for m in fetched])) for name in fetched[0]}
         rate, utilisation = meter.rate(done)
         values = {f"{plan.stage.name}/{name}": value for name, value in mean.items()}
@@ -299,7 +287,7 @@ class Trainer:
     def evaluate(self, current: TrainState, record: bool = True) -> Evaluation:
         """Query and gallery under the dataset's protocol; keeps the best state beside the latest."""
         inputs = self.method.evaluation_inputs
-        columns = {role: self.split(role, inputs, self.config.data.test_filter) for role in ("query", "gallery")}
+        columns = {role: self.setup.columns(role, inputs, self.config.data.test_filter) for role in ("query", "gallery")}
         result = evaluate(
             self.method, current.params, current.extra, self.setup.dataset, columns, self.config.evaluation, self.devices,
             self.reporter.task,

@@ -21,13 +21,15 @@ from occreid_jax.files import read_json, write_json
 from occreid_jax.train.log import Reporter
 from occreid_jax.types import Dataset, Meta, Method
 
+TABLES = ("image", "parts")  # what can be read from files per picture
+
 # Settings that do not change what a run computes; a run may be resumed with others.
 FREE_KEYS = ("data.root", "data.cache", "data.resident", "report.", "checkpoint.keep", "mesh.", "loop.log_every")
 
 
 @dataclasses.dataclass
 class Setup:
-    """A method and its data, opened. Tables are decoded on first use."""
+    """A method and its data, opened. Tables are decoded on first use and kept open."""
 
     config: ml_collections.ConfigDict
     reporter: Reporter
@@ -35,6 +37,7 @@ class Setup:
     dataset: Dataset
     meta: Meta
     method: Method
+    opened: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
 
     @property
     def cache(self) -> Path:
@@ -46,21 +49,30 @@ class Setup:
         return sampler.training_labels(self.dataset.train.pids)
 
     def columns(self, role: str, inputs: tuple[str, ...], resize_filter: str) -> dict[str, np.ndarray]:
-        """The tables of one split that ``inputs`` names, and its camera numbers: name -> array [N, ...]."""
-        split = getattr(self.dataset, role)
-        columns = {"camid": split.camids}
+        """The tables of one split that ``inputs`` names, and its camera numbers: name -> array [N, ...].
+
+        Names that are no table of pictures are left out: `Method.prepare` may provide them under ``extra["tables"]``.
+        """
+        columns = {"camid": getattr(self.dataset, role).camids}
         for name in inputs:
-            with self.reporter.task(f"reading {role} {name}s", len(split)) as task:
-                if name == "image":
-                    table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task)
-                elif name == "parts":
-                    table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
-                else:
-                    raise UserError(f"no table named '{name}'; a split has image and, if it is synthetic, parts")
-            for note in table.notes:
-                self.reporter.line(f"{role}: {note}")
-            columns[name] = table.images
+            if name in TABLES:
+                key = (role, name, resize_filter if name == "image" else "")
+                if key not in self.opened:
+                    self.opened[key] = self.open_table(role, name, resize_filter)
+                columns[name] = self.opened[key]
         return columns
+
+    def open_table(self, role: str, name: str, resize_filter: str) -> np.ndarray:
+        """Decodes a table, or opens the one that was decoded before."""
+        split = getattr(self.dataset, role)
+        with self.reporter.task(f"reading {role} {name}", len(split)) as task:
+            if name == "parts":
+                table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
+            else:
+                table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task)
+        for note in table.notes:
+            self.reporter.line(f"{role}: {note}")
+        return table.images
 
 
 def data_root(config) -> Path:

@@ -1,0 +1,139 @@
+"""The jitted step: what moves and what does not, one device against eight, chunks, streams, no recompilation, no syncs."""
+
+import re
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occreid_jax import distributed
+from occreid_jax.data import resident, stream
+from occreid_jax.train import state
+from occreid_jax.train.log import Reporter
+from occreid_jax.train.plan import make_plan
+from occreid_jax.train.setup import open_setup
+from occreid_jax.train.step import StageStep
+
+HIGHEST = "highest"
+
+
+@pytest.fixture
+def opened(tiny_config, tmp_path):
+    """A function ``(devices, **changes)`` -> setup, plan of the first stage, step, initial state, columns."""
+
+    def make(devices: int = 1, **changes):
+        config = tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=devices, **changes)
+        setup = open_setup(config, Reporter(quiet=True))
+        plan = make_plan(setup.method.stages(), setup.labels, 0, config.loop.accumulate, devices).stages[0]
+        params, extra = jax.jit(setup.method.init)(jax.random.key(3))
+        step = StageStep(setup.method, plan, params, config.loop.accumulate)
+        # Hard margins and a fresh classifier make tiny gradients; a larger one makes differences show.
+        current = state.create(params, extra, 0).replace(opt_state=step.init(params))
+        columns = setup.columns("train", plan.stage.inputs, "bicubic") | {"label": setup.labels}
+        return setup, plan, step, distributed.place(current, setup.devices.replicated), columns
+
+    return make
+
+
+def run(setup, plan, step, current, columns, count=3, chunk=1):
+    tables = resident.device_tables(columns, setup.devices.replicated)
+    function = step.jitted(setup.devices)
+    rows, losses = plan.rows(0)[:count], []
+    for first in range(0, count, chunk):
+        current, metrics = function(current, tables, distributed.place(rows[first : first + chunk], setup.devices.steps))
+        losses.extend(np.asarray(metrics["loss"]).tolist())
+    return current, losses
+
+
+def test_frozen_parameters_stay_and_others_move(opened):
+    setup, plan, step, current, columns = opened()
+    before = jax.device_get(current.params)
+    after, _ = run(setup, plan, step, current, columns)
+    moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(after.params))
+    assert moved["head"]["neck"] == {"bias": False, "scale": True}
+    moved["head"]["neck"]["bias"] = True
+    assert all(jax.tree.leaves(moved))
+    assert not np.asarray(after.params["head"]["neck"]["bias"]).any()
+
+
+def test_one_and_eight_devices_agree(opened):
+    """Loss and gradients of a step to 1e-5: the gradients are read off plain SGD's parameters."""
+    results = []
+    for devices in (1, 8):
+        plain = dict(stages__main__optimizer__momentum=0.0, stages__main__optimizer__weight_decay=0.0)
+        setup, plan, step, current, columns = opened(devices, stages__main__optimizer__learning_rate=1.0, **plain)
+        plan_rate = dict(name="constant")
+        setup.config.stages.main.optimizer.schedule = plan_rate
+        step = StageStep(setup.method, plan, current.params)
+        current = current.replace(opt_state=distributed.place(step.init(current.params), setup.devices.replicated))
+        before = jax.device_get(current.params)
+        after, losses = run(setup, plan, step, current, columns, count=1)
+        gradients = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))
+        results.append((losses, gradients))
+    np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
+    chex.assert_trees_all_close(results[0][1], results[1][1], atol=1e-5)
+
+
+def test_no_collective_carries_pixels(opened):
+    """In the program for eight devices every collective is smaller than one device's share of the pictures."""
+    setup, plan, step, current, columns = opened(8)
+    tables = resident.device_tables(columns, setup.devices.replicated)
+    rows = distributed.place(plan.rows(0)[:1], setup.devices.steps)
+    text = step.jitted(setup.devices).lower(current, tables, rows).compile().as_text()
+    pattern = re.compile(r"(\S+) = (.+?) (?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)(?:-start)?\(")
+    found = [match.group(2) for match in pattern.finditer(text)]
+    assert found  # gradients are summed over the devices
+    assert not any("u8[" in shapes for shapes in found)
+    height, width = setup.meta.image_size
+    picture = re.compile(rf"\b{height},{width},3\]")
+    assert not any(picture.search(shapes) for shapes in found)
+    assert not any(f"[{len(setup.labels)}," in shapes for shapes in found)
+
+
+def test_chunks_equal_single_steps(opened):
+    single, losses = run(*opened(), count=4, chunk=1)
+    double, same = run(*opened(), count=4, chunk=2)
+    np.testing.assert_allclose(losses, same, rtol=1e-5)
+    chex.assert_trees_all_close(single.params, double.params, atol=1e-5)
+
+
+def test_streamed_batches_give_the_same_step(opened):
+    setup, plan, step, current, columns = opened()
+    function = step.jitted(setup.devices, streamed=True)
+    for batch in stream.stream_batches(columns, plan.rows(0)[:3]):
+        current, _ = function(current, {}, distributed.place(batch, setup.devices.steps))
+    resident_state, _ = run(*opened())
+    chex.assert_trees_all_close(current.params, resident_state.params, atol=1e-6)
+
+
+def test_three_epochs_compile_once_and_never_touch_the_host(opened):
+    setup, plan, step, current, columns = opened()
+    tables = resident.device_tables(columns, setup.devices.replicated)
+    traced = jax.jit(chex.assert_max_traces(step.from_tables, n=1), donate_argnums=0)
+    for epoch in range(3):
+        for row in plan.rows(epoch)[:2]:
+            rows = distributed.place(row[None], setup.devices.steps)
+            with jax.transfer_guard("disallow"):
+                current, _ = traced(current, tables, rows)
+    chex.clear_trace_counter()
+
+
+def test_accumulated_batches_move_parameters_every_second_step(opened):
+    setup, plan, step, current, columns = opened(loop__accumulate=2)
+    before = jax.device_get(current.params)
+    after, _ = run(setup, plan, step, current, columns, count=1)
+    chex.assert_trees_all_equal(before, jax.device_get(after.params))
+    setup, plan, step, current, columns = opened(loop__accumulate=2)
+    after, _ = run(setup, plan, step, current, columns, count=2)
+    assert float(jnp.abs(after.params["head"]["classifier"]["kernel"] - before["head"]["classifier"]["kernel"]).max()) > 0
+
+
+def test_nothing_matches_the_trainable_pattern(opened):
+    setup, *_ = opened()
+    from occreid_jax.errors import UserError
+    from occreid_jax.types import Update
+
+    with pytest.raises(UserError, match="no parameter matches trainable='nothing'"):
+        state.trainable_paths(jax.eval_shape(setup.method.init, jax.random.key(0))[0], Update("nothing", None))
