@@ -70,7 +70,7 @@ def run(main: Callable[[], int | None]) -> None:
     from occreid_jax.errors import UserError
 
     def guarded(_) -> int | None:
-        logging.set_verbosity(logging.ERROR)
+        logging.set_verbosity(logging.FATAL)  # errors are raised as well, and told once
         # A compile cache that cannot be read or written costs time and nothing else.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
         try:
@@ -87,7 +87,15 @@ def run(main: Callable[[], int | None]) -> None:
         except KeyboardInterrupt:
             fail("interrupted", 130)
 
+    sys.excepthook = uncaught
     app.run(guarded, flags_parser=parse)
+
+
+def uncaught(kind: type[BaseException], error: BaseException, trace) -> None:
+    """Python's own report of an exception, but for those that tensorstore's threads meet after a write that failed: their
+    event loop is gone, and orbax raises the failure itself."""
+    if str(error) != "Event loop is closed":
+        sys.__excepthook__(kind, error, trace)
 
 
 def default_workdir(config) -> Path:

@@ -51,7 +51,7 @@ def overrides(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
     """(dotted path, value as text) of every ``--config.path=value``; the value is None for ``--noconfig.path``."""
     for number, argument in enumerate(arguments):
         if match := re.fullmatch(r"--?(no)?config\.([^=]*)(?:=(.*))?", argument, re.DOTALL):
-            follows = next(iter(arguments[number + 1 : number + 2]), None)
+            follows = "".join(arguments[number + 1 : number + 2])
             yield match[2], None if match[1] else match[3] if match[3] is not None else follows
 
 

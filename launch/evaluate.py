@@ -41,6 +41,7 @@ def main() -> None:
     if not (workdir / "config.json").is_file():
         raise UserError(f"{workdir}: no run there (config.json is missing); --workdir must name a folder that train.py filled")
     config = configuration.from_dict(read_json(workdir / "config.json"))
+    configuration.validate(config)
     out = workdir
     if DATASET.value:
         config.data.name = DATASET.value
@@ -55,7 +56,7 @@ def main() -> None:
     if BEST.value:
         out = (workdir / "evaluations" / "best") if out == workdir else out / "best"
     setup = open_setup(config, reporter, read_meta(workdir))
-    checkpoints = Checkpoints(workdir, config.checkpoint.keep)
+    checkpoints = Checkpoints(workdir, read_only=True)
     manager = checkpoints.best if BEST.value else checkpoints.latest
     step = manager.latest_step()
     params, extra = jax.eval_shape(setup.method.init, jax.random.key(0))

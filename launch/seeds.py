@@ -11,6 +11,11 @@ seed moves initial values, the order of the data and the augmentation.
 
 from __future__ import annotations
 
+import re
+import signal
+import subprocess
+import sys
+
 import command
 from absl import flags
 
@@ -25,21 +30,21 @@ MEASURES = ("mAP", "rank1", "rank5", "rank10", "mINP", "untrained_mAP")
 
 def main() -> None:
     import statistics
-    import subprocess
-    import sys
     from pathlib import Path
 
     from occreid_jax.errors import UserError
     from occreid_jax.files import read_json, write_json
 
-    if not all(seed.isdigit() for seed in SEEDS.value):
-        raise UserError(f"--seeds={','.join(SEEDS.value)}: give numbers, for example --seeds=0,1,2")
+    seeds = [seed.strip() for seed in SEEDS.value]
+    numbers = {int(seed) for seed in seeds if re.fullmatch("[0-9]{1,9}", seed)}
+    if not seeds or len(numbers) < len(seeds):
+        raise UserError(f"--seeds={','.join(SEEDS.value)}: give different whole numbers, for example --seeds=0,1,2")
     default = command.default_workdir(CONFIG.value)
     folder = Path(WORKDIR.value or default.parent / "seeds" / "-".join(filter(None, (default.name, NAME.value))))
     # The config file and every override, exactly as given, so that each seed is what the user could type himself.
-    arguments = [argument for argument in sys.argv[1:] if argument.startswith(("--config", "--noconfig"))]
+    arguments = config_arguments(sys.argv[1:])
     results = {}
-    for seed in SEEDS.value:
+    for seed in seeds:
         workdir = folder / f"seed-{seed}"
         print(f"seed {seed}: {workdir}", flush=True)
         train = [sys.executable, str(command.ROOT / "launch" / "train.py"), *arguments]
@@ -47,9 +52,12 @@ def main() -> None:
         # its result is taken from the folder instead if the config agrees.
         finished = workdir / "results.json"
         if not (finished.exists() and same_config(workdir, int(seed))):
-            code = subprocess.call([*train, f"--config.seed={seed}", f"--workdir={workdir}"])
+            code = call([*train, f"--config.seed={seed}", f"--workdir={workdir}"])
+            if code < 0:
+                raise UserError(f"seed {seed} was ended by signal {-code}; run the same command again to go on")
             if code:
-                raise UserError(f"seed {seed} ended with status {code}; run the same command again to go on")
+                print(f"seed {seed} ended with status {code}; the same command goes on there", flush=True)
+                sys.exit(code)  # training has said in one line what was wrong
         results[seed] = read_json(finished)
     table = {}
     for measure in MEASURES:
@@ -59,22 +67,40 @@ def main() -> None:
             table[measure] = {"mean": round(statistics.mean(values), 2), "std": round(spread, 2), "values": values}
             print(f"{measure:14s} {table[measure]['mean']:6.2f} +- {table[measure]['std']:.2f}   {values}")
     protocol = next(iter(results.values()))["protocol"]
-    write_json(folder / "seeds.json", {"protocol": protocol, "seeds": SEEDS.value, **table})
+    write_json(folder / "seeds.json", {"protocol": protocol, "seeds": seeds, **table})
     print(f"{protocol}, {len(results)} seeds: {folder / 'seeds.json'}")
 
 
-def same_config(workdir, seed: int) -> bool:
-    """Whether a finished run belongs to the config at hand."""
-    from occreid_jax import config as configuration
-    from occreid_jax.errors import UserError
-    from occreid_jax.files import read_json
-    from occreid_jax.train.setup import FREE_KEYS
+def config_arguments(arguments: list[str]) -> list[str]:
+    """Those of the command line that concern the config; a value may stand apart from its flag."""
+    kept, takes_next = [], False
+    for argument in arguments:
+        flag = re.match(r"--?(no)?config(\.|=|$)", argument)
+        if flag or (takes_next and not argument.startswith("-")):
+            kept.append(argument)
+        takes_next = bool(flag) and "=" not in argument
+    return kept
 
-    wanted = configuration.to_dict(CONFIG.value) | {"seed": seed}
-    changes = configuration.differences(read_json(workdir / "config.json"), wanted)
-    changes = [change for change in changes if not change.startswith(FREE_KEYS)]
-    if changes:
-        raise UserError(f"{workdir} holds a run of another config ({'; '.join(changes[:4])}); choose another --name or --workdir")
+
+def call(arguments: list[str]) -> int:
+    """Runs a command and gives its exit status. A request to stop is handed on, so that it can save what it has."""
+    process = subprocess.Popen(arguments)
+    hand_on = lambda *_: process.send_signal(signal.SIGTERM)  # noqa: E731
+    earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
+
+
+def same_config(workdir, seed: int) -> bool:
+    """True; raises `UserError` unless the finished run belongs to the config at hand."""
+    from occreid_jax.train.setup import check_workdir
+
+    config = CONFIG.value.copy_and_resolve_references()
+    config.seed = seed
+    check_workdir(workdir, config)
     return True
 
 

@@ -20,18 +20,19 @@ def main() -> int | None:
     from occreid_jax import distributed
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
-    from occreid_jax.train.setup import banner, claim_workdir, open_setup
+    from occreid_jax.train.setup import banner, check_workdir, claim_workdir, open_setup
 
     distributed.initialise()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or command.default_workdir(config))
     reporter = Reporter()
+    check_workdir(workdir, config)  # before a dataset is rendered for nothing
     setup = open_setup(config, reporter)
     for line in banner(setup, workdir):
         reporter.line(line)
+    trainer = Trainer(setup, workdir)
     claim_workdir(workdir, config, setup.meta)
     try:
-        trainer = Trainer(setup, workdir)
         evaluation = trainer.run()
     except Stopped as stopped:
         command.fail(str(stopped), 128 + stopped.signal)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import fnmatch
+import math
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, listed
 
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
@@ -16,8 +19,47 @@ CHOICES = {
     "data.resident": ("auto", "always", "never"),
     "data.camera": ("none", "name"),
 }
-POSITIVE = ("loop.steps_per_call", "loop.accumulate", "loop.log_every", "checkpoint.keep", "evaluation.batch_size")
-NOT_NEGATIVE = ("seed", "mesh.devices", "checkpoint.every_epochs", "evaluation.every_epochs", "data.synthetic_seed")
+# Keys that every command reads; a config that lacks one was not built on configs/common.py.
+REQUIRED = (
+    "seed", "dtype", "data.name", "data.root", "data.cache", "data.size", "data.split", "data.synthetic_seed", "data.camera",
+    "data.image_size", "data.train_filter", "data.test_filter", "data.resident", "mesh.devices", "loop.steps_per_call",
+    "loop.accumulate", "loop.log_every", "checkpoint.every_epochs", "checkpoint.keep", "evaluation.every_epochs",
+    "evaluation.batch_size", "evaluation.flip", "evaluation.untrained", "init.weights", "init.run", "init.skip",
+    "report.enabled", "report.queries", "report.samples", "method.name", "stages",
+)  # fmt: skip
+# (pattern of keys, least, most); most may be None. Keys that a config does not have are passed over.
+RANGES = (
+    ("seed", 0, 2**32 - 1),
+    ("data.synthetic_seed", 0, 2**32 - 1),
+    ("mesh.devices", 0, None),
+    ("loop.*", 1, None),
+    ("checkpoint.keep", 1, None),
+    ("*.every_epochs", 0, None),
+    ("evaluation.batch_size", 1, None),
+    ("report.queries", 0, None),
+    ("report.samples", 0, None),
+    ("method.patch", 1, None),
+    ("method.stride", 1, None),
+    ("method.drop_path", 0, 1),
+    ("method.label_smoothing", 0, 1),
+    ("stages.*.epochs", 1, None),
+    ("stages.*.sampler.batch_size", 1, None),
+    ("stages.*.sampler.images_per_identity", 1, None),
+    ("stages.*.augment.flip", 0, 1),
+    ("stages.*.augment.erasing", 0, 1),
+    ("stages.*.augment.pad", 0, None),
+    ("stages.*.optimizer.learning_rate", 0, None),
+    ("stages.*.optimizer.momentum", 0, 1),
+    ("stages.*.optimizer.*decay", 0, None),
+    ("stages.*.optimizer.clip_norm", 0, None),
+    ("stages.*.optimizer.schedule.warmup_epochs", 0, None),
+)
+# Tuples of numbers: (pattern of keys, how many, what they are)
+NUMBERS = (
+    ("method.mean", 3, "red, green and blue"),
+    ("method.std", 3, "red, green and blue"),
+    ("stages.*.augment.jitter", 4, "brightness, contrast, saturation and hue"),
+)
 
 
 def lookup(config: Mapping[str, Any], path: str) -> Any:
@@ -29,19 +71,54 @@ def lookup(config: Mapping[str, Any], path: str) -> Any:
 
 def validate(config: ConfigDict) -> None:
     """Raises `UserError`, naming the key, for values that cannot work whatever the data is."""
+    values = flatten(to_dict(config))
+    groups = {key[:end] for key in values for end, letter in enumerate(key) if letter == "."}
+    if missing := [path for path in REQUIRED if path not in values and path not in groups]:
+        raise UserError(f"the config has no {listed(missing)}; a config file must build on base() of configs/common.py")
     for path, choices in CHOICES.items():
-        if lookup(config, path) not in choices:
-            raise UserError(f"config.{path} is '{lookup(config, path)}'; it must be one of {', '.join(choices)}")
-    for paths, least in ((POSITIVE, 1), (NOT_NEGATIVE, 0)):
-        for path in paths:
-            if lookup(config, path) < least:
-                raise UserError(f"config.{path} is {lookup(config, path)}; it must be at least {least}")
+        if values[path] not in choices:
+            raise UserError(f"config.{path} is '{values[path]}'; it must be one of {', '.join(choices)}")
+    for path, value in values.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"config.{path} is {value}; it must be a finite number")
+        for pattern, least, most in RANGES:
+            outside = is_number(value) and (value < least or (most is not None and value > most))
+            if outside and fnmatch.fnmatchcase(path, pattern):
+                bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise UserError(f"config.{path} is {value}; it must be {bounds}")
+        for pattern, count, words in NUMBERS:
+            if fnmatch.fnmatchcase(path, pattern) and not (len(value) == count and all(map(is_number, value))):
+                raise UserError(f"config.{path} is {tuple(value)}; it must be {count} numbers: {words}")
+        if fnmatch.fnmatchcase(path, "stages.*.optimizer.groups") and not all(is_group(entry) for entry in value):
+            raise UserError(f"config.{path} is {tuple(value)}; it must be (path regex, factor) pairs like ('head', 10.0)")
     size = tuple(config.data.image_size)
-    if len(size) != 2 or min(size) < 8:
-        raise UserError(f"config.data.image_size is {size}; it must be (height, width) in pixels, at least 8 each")
-    for name, stage in config.stages.items():
-        if stage.epochs < 1:
-            raise UserError(f"config.stages.{name}.epochs is {stage.epochs}; it must be at least 1")
+    if len(size) != 2 or not all(type(side) is int and side >= 8 for side in size):
+        raise UserError(f"config.data.image_size is {size}; it must be height,width in pixels, whole numbers of at least 8")
+    patch = values.get("method.patch")
+    if patch is not None and patch > min(size):
+        raise UserError(f"config.method.patch is {patch}, more than the pictures have (config.data.image_size {size}); lower it")
+    if values["init.run"] and values["init.weights"]:
+        raise UserError("config.init.run and config.init.weights exclude each other; give one")
+    check_regex("init.skip", values["init.skip"])
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def is_group(entry: Any) -> bool:
+    """Whether an entry of an optimiser's ``groups`` is a pair of path regex and learning-rate factor."""
+    if not (isinstance(entry, list | tuple) and len(entry) == 2 and isinstance(entry[0], str) and is_number(entry[1])):
+        return False
+    check_regex("stages.<name>.optimizer.groups", entry[0])
+    return True
+
+
+def check_regex(path: str, pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise UserError(f"config.{path}: '{pattern}' is not a regular expression ({error})") from error
 
 
 def to_dict(config: Any) -> Any:
@@ -54,7 +131,9 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
-    """The reverse of `to_dict`: lists become tuples again."""
+    """The reverse of `to_dict`: lists become tuples again. Raises `UserError` if ``values`` is no dictionary."""
+    if not isinstance(values, Mapping):
+        raise UserError(f"config.json holds a {type(values).__name__} instead of settings; it is not the one that a run wrote")
 
     def convert(value: Any) -> Any:
         if isinstance(value, Mapping):

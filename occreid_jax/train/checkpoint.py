@@ -6,7 +6,10 @@ states) and ``meta`` (stage and numbers for people). Writing is atomic: an inter
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +29,27 @@ def abstract(tree: Any, devices: Devices) -> Any:
 
 
 class Checkpoints:
-    """The checkpoints below ``workdir/checkpoints``: ``latest`` (the newest ``keep``) and ``best`` (one, by mAP)."""
+    """The checkpoints below ``workdir/checkpoints``: ``latest`` (the newest ``keep``) and ``best`` (one, by mAP).
 
-    def __init__(self, workdir: Path, keep: int = 2):
+    With ``read_only`` nothing is created or tidied up, so that a training may be at work in the same folder.
+    """
+
+    def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
         self.folder = (Path(workdir) / "checkpoints").absolute()
-        logging.getLogger("absl").setLevel(logging.ERROR)  # orbax logs dozens of lines a save
+        logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs dozens of lines a save, and every error it raises
         options = lambda count: ocp.CheckpointManagerOptions(  # noqa: E731
-            max_to_keep=count, create=True, cleanup_tmp_directories=True, enable_async_checkpointing=True
+            max_to_keep=None if read_only else count,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            enable_async_checkpointing=not read_only,
+            save_interval_steps=0 if read_only else 1,
+            read_only=read_only,
         )
         try:
             self.latest = ocp.CheckpointManager(self.folder / "latest", options=options(keep))
             self.best = ocp.CheckpointManager(self.folder / "best", options=options(1))
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error}); choose another --workdir") from error
+            raise UserError(f"{self.folder}: cannot be used ({error.strerror or error}); choose another --workdir") from error
 
     def save(self, state: TrainState, meta: dict, best: bool = False) -> None:
         """Writes ``state`` in the background. ``meta`` must hold ``stage``. A step that is stored already is left as it is."""
@@ -56,9 +67,8 @@ class Checkpoints:
                     meta=ocp.args.JsonSave({**meta, "layout": LAYOUT}),
                 ),
             )
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder}: checkpoint of step {step} could not be written ({first_line(error)}); "
-                            "free disk space, then run the same command again") from error
+        except Exception as error:  # orbax re-raises whatever its thread met
+            raise self.not_written(f"checkpoint of step {step}", error) from error
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises `UserError` if writing failed."""
@@ -67,12 +77,20 @@ class Checkpoints:
                 manager.wait_until_finished()
                 manager.check_for_errors()
             except Exception as error:  # orbax re-raises whatever its thread met
-                raise UserError(f"{self.folder}: a checkpoint could not be written ({first_line(error)}); free disk space, then "
-                                "run the same command again") from error
+                raise self.not_written("a checkpoint", error) from error
+
+    def not_written(self, what: str, error: Exception) -> UserError:
+        words = (os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS))
+        cause = next((word for word in words if word in str(error)), first_line(error))
+        return UserError(
+            f"{self.folder}: {what} could not be written ({cause}); make room, then run the same command again, it goes on from "
+            "the checkpoint before"
+        )
 
     def close(self) -> None:
-        self.latest.close()
-        self.best.close()
+        for manager in (self.latest, self.best):
+            with contextlib.suppress(Exception):  # `save` and `wait` have told what went wrong; close raises it once more
+                manager.close()
 
     def last_step(self) -> int | None:
         """The newest complete checkpoint's step, or None."""
@@ -113,6 +131,8 @@ class Checkpoints:
         except Exception as error:  # a damaged file can fail in any of orbax's and tensorstore's ways
             others = [other for other in manager.all_steps() if other != step]
             remedy = f"remove that folder to go on from step {max(others)}" if others else "start again in a new --workdir"
+            if manager is self.best:
+                remedy = "remove that folder, the latest checkpoint stays"
             raise UserError(
                 f"{manager.directory}/{step}: checkpoint is damaged or does not fit this model ({first_line(error)}); {remedy}"
             ) from error

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 
 from occreid_jax.distributed import is_lead
 from occreid_jax.errors import UserError
-from occreid_jax.files import write_text
+from occreid_jax.files import remedy, write_text
 
 PLAIN_SECONDS = 15.0  # without a terminal, progress is a line this often
+BOARD_SECONDS = 10.0  # TensorBoard's file is pushed to the disk this often
 
 
 class Reporter:
@@ -83,7 +88,8 @@ class MetricsFile:
     """``metrics.jsonl`` (one JSON object a line, each with ``step``) and TensorBoard files below ``workdir``.
 
     Lines after ``step`` are removed first: a resumed run writes them again. With ``over``, training is finished and the final
-    evaluation, which is written again too, is removed as well.
+    evaluation, which is written again too, is removed as well. Both are written at once and not by a thread: a full disk is
+    then an error here, and not a queue that nobody empties.
     """
 
     def __init__(self, workdir: Path, step: int, over: bool = False):
@@ -94,35 +100,64 @@ class MetricsFile:
         lines = [line for line in read_metrics(self.path) if line["step"] <= step]
         lines = [line for line in lines if not (over and line["step"] == step and "evaluation/mAP" in line)]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in lines))
-        try:
+        self.flushed = time.monotonic()
+        with self.writing():
             self.file = open(self.path, "a", encoding="utf-8")
-            self.board = SummaryWriter(str(Path(workdir) / "tensorboard"), purge_step=step + 1 if step else None)
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be written ({error.strerror or error})") from error
+            (self.path.parent / "tensorboard").mkdir(exist_ok=True)
+            self.board = EventsWriter(str(self.path.parent / "tensorboard" / "events"))
+            if step:  # what an earlier, longer run drew after this step is to be forgotten
+                started = SessionLog(status=SessionLog.START)
+                self.board.write_event(Event(wall_time=time.time(), step=step + 1, session_log=started))
 
     def write(self, step: int, values: dict) -> None:
         """Adds one line; numbers also go to TensorBoard."""
         if not self.active:
             return
-        self.file.write(json.dumps({"step": step, **values}) + "\n")
-        self.file.flush()
-        for name, value in values.items():
-            if isinstance(value, (int, float)):
-                self.board.add_scalar(name, value, step)
+        numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+        summary = Summary(value=[Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()])
+        with self.writing():
+            self.file.write(json.dumps({"step": step, **values}) + "\n")
+            self.file.flush()
+            self.board.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            if time.monotonic() - self.flushed > BOARD_SECONDS:
+                self.board.flush()
+                self.flushed = time.monotonic()
 
     def close(self) -> None:
         if self.active:
-            self.file.close()
-            self.board.close()
+            for file in (self.file, self.board):
+                with contextlib.suppress(OSError):  # a full disk was told when it refused a line
+                    file.close()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be written ({error.strerror or error}); {remedy(error)}") from error
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a metrics file; a last line that a kill cut short is left out."""
+    """The lines of a metrics file; a last line that a kill cut short is left out.
+
+    Raises `UserError` for a file that is damaged in another way: going on would lose what stands after the damage.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    try:
+        texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError as error:
+        raise UserError(f"{path}: not readable ({error.strerror or error})") from error
     lines = []
-    if Path(path).is_file():
-        for text in Path(path).read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(text))
-            except ValueError:
-                break
+    for number, text in enumerate(texts, start=1):
+        try:
+            line = json.loads(text)
+            whole = isinstance(line, dict) and isinstance(line.get("step"), int)
+        except ValueError:
+            whole = False
+        if whole:
+            lines.append(line)
+        elif number < len(texts):
+            raise UserError(f"{path}: line {number} is damaged; mend it, or move the file away to go on without it")
     return lines

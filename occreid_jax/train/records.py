@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import zipfile
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.evaluate import Evaluation
-from occreid_jax.files import write_json
+from occreid_jax.files import write_bytes, write_json
 from occreid_jax.types import Dataset
 
 
@@ -28,15 +27,7 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
         query_names=np.array(dataset.query.names),
         gallery_names=np.array(dataset.gallery.names),
     )
-    path = Path(workdir) / "evaluation.npz"
-    temporary = path.with_suffix(".tmp")
-    try:
-        temporary.write_bytes(buffer.getvalue())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        remedy = "free disk space, then run the same command again"
-        raise UserError(f"{path}: cannot be written ({error.strerror or error}); {remedy}") from error
+    write_bytes(Path(workdir) / "evaluation.npz", buffer.getvalue())
     write_json(Path(workdir) / "results.json", evaluation.results)
 
 

@@ -106,6 +106,9 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     """Opens dataset, devices and method. ``meta`` is that of the training run when another dataset is evaluated."""
     configuration.validate(config)
     devices = distributed.devices(config.mesh.devices)
+    if meta is None:
+        # With a made-up dataset first: a wrong name of a method or a backbone is told before anything is read or rendered.
+        methods.create(config, Meta(identities=2, cameras=2, image_size=tuple(config.data.image_size), images=2))
     dataset = open_dataset(config, reporter)
     for note in dataset.notes:
         reporter.line(f"note: {note}")
@@ -132,33 +135,68 @@ def banner(setup: Setup, workdir: Path) -> Iterator[str]:
     yield f"  {setup.devices.count} x {device.device_kind}, {np.dtype(setup.method.dtype).name} products{process}"
 
 
+def check_workdir(workdir: Path, config) -> None:
+    """Raises `UserError` with the differences if ``workdir`` holds a run of another config.
+
+    A folder without a checkpoint and without metrics holds nothing that could be lost: the command that failed there may be
+    mended and given again.
+    """
+    workdir = Path(workdir)
+    if workdir.exists() and not workdir.is_dir():
+        raise UserError(f"--workdir={workdir} is a file; name a folder, it is made if it does not exist")
+    if not (workdir / "config.json").exists():
+        return
+    changes = differences(workdir, config)
+    if changes and has_run(workdir):
+        raise UserError(
+            f"{workdir} holds a run of another config ({'; '.join(changes[:6])}{' ...' if len(changes) > 6 else ''}); "
+            "choose another --workdir or the old settings"
+        )
+
+
+def differences(workdir: Path, config) -> list[str]:
+    """How ``config`` differs from the one of a run folder in what a run computes."""
+    stored = configuration.to_dict(configuration.from_dict(read_json(Path(workdir) / "config.json")))
+    changes = configuration.differences(stored, configuration.to_dict(config))
+    return [change for change in changes if not change.startswith(FREE_KEYS)]
+
+
+def has_run(workdir: Path) -> bool:
+    """Whether a run folder holds work: a checkpoint, or metrics of steps that were done."""
+    metrics = Path(workdir) / "metrics.jsonl"
+    return any(Path(workdir).glob("checkpoints/*/[0-9]*")) or (metrics.is_file() and metrics.stat().st_size > 0)
+
+
 def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
     """Writes config.json and meta.json into a new run folder, or checks that an old one belongs to this config.
 
-    Returns whether the folder held a run before. Raises `UserError` with the differences if the configs differ.
+    Returns whether the folder held a run before. Raises `UserError` as `check_workdir`, or if the run in the folder was begun
+    on other data.
     """
+    check_workdir(workdir, config)
     path = Path(workdir) / "config.json"
-    wanted = configuration.to_dict(config)
-    if path.exists():
-        changes = [
-            change
-            for change in configuration.differences(read_json(path), wanted)
-            if not change.startswith(FREE_KEYS)
-        ]
-        if changes:
+    if path.exists() and not differences(workdir, config):
+        old, new = dataclasses.asdict(read_meta(workdir)), dataclasses.asdict(meta)
+        if changes := configuration.differences(old, new):
             raise UserError(
-                f"{workdir} holds a run of another config ({'; '.join(changes[:6])}{' ...' if len(changes) > 6 else ''}); "
-                "choose another --workdir or the old settings"
+                f"{workdir} holds a run on another training set ({'; '.join(changes)}); choose another --workdir or give the old "
+                "set with --config.data.root"
             )
         return True
+    distributed.barrier("compared")  # nobody reads the old file any more
     if distributed.is_lead():
-        write_json(path, wanted)
+        (Path(workdir) / "untrained.json").unlink(missing_ok=True)  # of a config that trained nothing
         write_json(Path(workdir) / "meta.json", dataclasses.asdict(meta))
+        write_json(path, configuration.to_dict(config))
     distributed.barrier("claimed")
     return False
 
 
 def read_meta(workdir: Path) -> Meta:
     """The `Meta` a run was trained with."""
-    values = read_json(Path(workdir) / "meta.json")
-    return Meta(**{**values, "image_size": tuple(values["image_size"])})
+    path = Path(workdir) / "meta.json"
+    values = read_json(path)
+    try:
+        return Meta(**{**values, "image_size": tuple(values["image_size"])})
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{path}: not what a run writes ({error}); copy the whole run folder again, or train anew") from error

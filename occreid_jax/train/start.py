@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from occreid_jax.errors import UserError
+from occreid_jax.train.checkpoint import Checkpoints, first_line
 from occreid_jax.types import Method
 from occreid_jax.weights.read import read_weights
 from occreid_jax.weights.trees import merge
@@ -24,8 +25,6 @@ def initial_model(method: Method, config) -> tuple[Any, Any]:
     """
     params, extra = jax.jit(method.init)(jax.random.fold_in(jax.random.key(config.seed), 1))
     init = config.init
-    if init.run and init.weights:
-        raise UserError("config.init.run and config.init.weights exclude each other; give one")
     if init.weights:
         params, extra = method.load_pretrained(params, extra, read_weights(init.weights))
     if init.run:
@@ -39,7 +38,8 @@ def read_run(workdir: Path, step: int | None = None) -> dict[str, Any]:
     folder = workdir.absolute() / "checkpoints" / "latest"
     if not folder.is_dir():
         raise UserError(f"{workdir}: no checkpoint there; config.init.run must name the run folder of a finished training")
-    with ocp.CheckpointManager(folder) as manager:
+    manager = Checkpoints(workdir, read_only=True).latest
+    with manager:
         step = manager.latest_step() if step is None else step
         if step is None:
             raise UserError(f"{workdir}: no complete checkpoint there; let that run finish an epoch first")
@@ -48,4 +48,5 @@ def read_run(workdir: Path, step: int | None = None) -> dict[str, Any]:
             target = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), tree.tree if hasattr(tree, "tree") else tree)
             return manager.restore(step, args=ocp.args.Composite(model=ocp.args.StandardRestore(target))).model
         except Exception as error:  # orbax and tensorstore fail in many ways on a damaged file
-            raise UserError(f"{folder}/{step}: not readable as a checkpoint ({str(error).splitlines()[0][:160]})") from error
+            remedy = "remove that folder to take the checkpoint before it, or give another run"
+            raise UserError(f"{folder}/{step}: not readable as a checkpoint ({first_line(error)}); {remedy}") from error

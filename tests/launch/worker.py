@@ -1,0 +1,47 @@
+"""Runs launch commands in forked children of one process that has imported everything: a command then starts in no time.
+
+Reads one JSON object a line (script, arguments, folder, limit, output) and answers each with the exit status. A child ends as
+a command does, through the interpreter's own exit. No backend of JAX exists before the fork.
+"""
+
+import json
+import os
+import resource
+import runpy
+import sys
+
+
+def become_command(request: dict) -> None:
+    """Turns this process into the command that was asked for."""
+    out, error = (os.open(request["output"] + end, os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for end in (".out", ".err"))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    for number, file in enumerate((nothing, out, error)):
+        os.dup2(file, number)
+    os.chdir(request["folder"])
+    if request["limit"]:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
+    sys.argv = [request["script"], *request["arguments"]]
+    runpy.run_path(request["script"], run_name="__main__")
+
+
+def main() -> None:
+    launch = sys.argv[1]
+    sys.path.insert(0, launch)  # as Python does for a script in that folder
+    import command  # noqa: F401  sets the environment of JAX
+
+    import occreid_jax.methods.baseline
+    import occreid_jax.report
+    import occreid_jax.synthetic
+    import occreid_jax.train.loop  # noqa: F401
+
+    print("ready", flush=True)
+    while line := sys.stdin.readline():
+        child = os.fork()
+        if child == 0:
+            become_command(json.loads(line))
+            return
+        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+
+
+if __name__ == "__main__":
+    main()

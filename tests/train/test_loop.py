@@ -1,0 +1,193 @@
+"""The loop from start to end on a tiny set: results, resuming after a kill and after SIGTERM, refusals, other starts."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from occreid_jax.errors import UserError
+from occreid_jax.files import read_json
+from occreid_jax.train.log import Reporter, read_metrics
+from occreid_jax.train.loop import Trainer
+from occreid_jax.train.setup import claim_workdir, open_setup
+from occreid_jax.train.start import read_run
+from occreid_jax.weights.trees import flatten
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def train(config, workdir: Path):
+    setup = open_setup(config, Reporter(quiet=True))
+    claim_workdir(workdir, config, setup.meta)
+    trainer = Trainer(setup, workdir)
+    return trainer.run(), trainer
+
+
+def comparable(workdir: Path) -> dict:
+    """results.json without what may differ between two equal runs."""
+    results = read_json(workdir / "results.json")
+    del results["seconds"]
+    return results
+
+
+def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
+    config = tiny_config(data__cache=str(tmp_path / "tables"), evaluation__every_epochs=1)
+    evaluation, trainer = train(config, tmp_path / "run")
+    results = read_json(tmp_path / "run" / "results.json")
+    for key in ("protocol", "mAP", "mINP", "rank1", "rank5", "rank10", "untrained_mAP", "queries", "gallery", "skipped_queries"):
+        assert key in results
+    assert results["protocol"].startswith("market1501/")
+    assert evaluation.summary.startswith(f"mAP {results['mAP']:.1f}  R-1 ")
+    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    assert [line["step"] for line in lines if "evaluation/mAP" in line] == [int(end) for end in trainer.plan.stages[0].epoch_ends]
+    losses = [line["main/loss"] for line in lines if "main/loss" in line]
+    assert losses[-1] < losses[0]
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert trainer.checkpoints.latest.latest_step() == trainer.plan.steps
+    again, _ = train(config, tmp_path / "run")  # a finished run only evaluates again
+    assert again.results["parameters_sha256"] == results["parameters_sha256"]
+    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == len(lines)
+
+
+def command(config_changes: list[str], market_root: Path, workdir: Path, cache: Path) -> list[str]:
+    return [
+        sys.executable, str(ROOT / "launch" / "train.py"), "--config=configs/baseline.py:dataset=market1501,backbone=micro",
+        f"--config.data.root={market_root}", f"--config.data.cache={cache}", "--config.data.image_size=64,32",
+        "--config.stages.main.epochs=12", "--config.stages.main.sampler.batch_size=16", "--config.evaluation.every_epochs=4",
+        "--config.report.enabled=False", "--config.loop.log_every=1", f"--workdir={workdir}", *config_changes,
+    ]  # fmt: skip
+
+
+def wait_for_checkpoint(workdir: Path, process: subprocess.Popen) -> None:
+    """Returns when the first complete checkpoint is there."""
+    for _ in range(6000):
+        folder = workdir / "checkpoints" / "latest"
+        if process.poll() is not None or (folder.is_dir() and any(entry.name.isdigit() for entry in folder.iterdir())):
+            return
+        time.sleep(0.01)
+    raise AssertionError("the run did not get there in a minute")
+
+
+@pytest.fixture
+def uninterrupted(market_root, tmp_path):
+    """Results of the run that nobody stopped."""
+    workdir = tmp_path / "whole"
+    subprocess.run(command([], market_root, workdir, tmp_path / "tables"), cwd=ROOT, check=True, capture_output=True)
+    return comparable(workdir)
+
+
+@pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
+def test_a_stopped_run_ends_bit_equal(stop, status, market_root, tmp_path, uninterrupted):
+    workdir = tmp_path / "stopped"
+    arguments = command([], market_root, workdir, tmp_path / "tables")
+    process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_checkpoint(workdir, process)
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    assert not (workdir / "results.json").exists()
+    if stop == signal.SIGTERM:
+        assert errors.count("\n") == 1 and "the same command goes on from there" in errors
+    finished = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
+    assert "going on from step" in finished.stdout
+    assert comparable(workdir) == uninterrupted
+
+
+def test_optimiser_state_is_resumed_too(tiny_config, tmp_path):
+    """The optimiser's buffers of a run stopped in the middle of an epoch equal those of an uninterrupted one."""
+    from occreid_jax.train import loop as loop_module
+
+    config = tiny_config(data__cache=str(tmp_path / "tables"))
+    _, whole = train(config, tmp_path / "whole")
+
+    class StopAtTen:
+        def __init__(self):
+            self.signal = 0
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def requested(self, step):
+            return signal.SIGTERM if step == 10 else 0
+
+    original, loop_module.distributed.StopRequest = loop_module.distributed.StopRequest, StopAtTen
+    try:
+        with pytest.raises(loop_module.Stopped, match="stopped after step 10"):
+            train(config, tmp_path / "cut")
+    finally:
+        loop_module.distributed.StopRequest = original
+    _, cut = train(config, tmp_path / "cut")
+    import jax
+
+    for a, b in zip(jax.tree.leaves(whole.state.opt_state), jax.tree.leaves(cut.state.opt_state), strict=True):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_another_config_is_refused_with_the_differences(tiny_config, tmp_path):
+    config = tiny_config(data__cache=str(tmp_path / "tables"))
+    setup = open_setup(config, Reporter(quiet=True))
+    claim_workdir(tmp_path / "run", config, setup.meta)
+    claim_workdir(tmp_path / "run", tiny_config(data__cache="elsewhere"), setup.meta)  # does not change what is computed
+    (tmp_path / "run" / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(UserError, match=r"another config \(stages.main.epochs: 3 -> 7\)"):
+        claim_workdir(tmp_path / "run", tiny_config(stages__main__epochs=7), setup.meta)
+
+
+def test_starting_from_another_run(tiny_config, tmp_path):
+    cache = str(tmp_path / "tables")
+    train(tiny_config(data__cache=cache), tmp_path / "first")
+    config = tiny_config(data__cache=cache, init__run=str(tmp_path / "first"), stages__main__optimizer__learning_rate=0.0)
+    config.stages.main.optimizer.schedule = dict(name="constant")
+    _, second = train(config, tmp_path / "second")
+    stored = flatten(read_run(tmp_path / "first")["params"])
+    for path, value in flatten(second.state.params).items():
+        np.testing.assert_array_equal(value, stored[path])
+
+
+def test_a_loss_that_is_not_finite_stops_with_names(tiny_config, tmp_path):
+    config = tiny_config(data__cache=str(tmp_path / "tables"), loop__log_every=1)
+    config.stages.main.optimizer.schedule = dict(name="constant")
+    config.stages.main.optimizer.learning_rate = 1e25
+    with pytest.raises(UserError, match="is not finite") as caught:
+        train(config, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    told = json.loads((tmp_path / "run" / "not_finite.json").read_text())
+    assert len(told["images"]) == 16 and told["images"][0].endswith(".jpg")
+    assert not (tmp_path / "run" / "results.json").exists()
+
+
+def test_eight_devices_train_like_one(tiny_config, tmp_path):
+    results = []
+    for devices in (1, 8):
+        config = tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=devices, stages__main__epochs=1)
+        evaluation, _ = train(config, tmp_path / f"run-{devices}")
+        results.append(evaluation.results["mAP"])
+    assert results[0] == pytest.approx(results[1], abs=0.5)
+
+
+def test_streaming_trains_like_resident_tables(tiny_config, tmp_path):
+    hashes = []
+    for resident in ("always", "never"):
+        config = tiny_config(data__cache=str(tmp_path / "tables"), data__resident=resident, stages__main__epochs=1)
+        evaluation, _ = train(config, tmp_path / resident)
+        hashes.append(evaluation.results["mAP"])
+    assert hashes[0] == pytest.approx(hashes[1], abs=1e-6)
+
+
+def test_the_environment_names_the_data_root(tiny_config, monkeypatch):
+    from occreid_jax.train.setup import data_root
+
+    config = tiny_config(data__root="data")
+    monkeypatch.setitem(os.environ, "OCCREID_DATA", "/somewhere")
+    assert data_root(config) == Path("/somewhere")
+    config.data.root = "/mine"
+    assert data_root(config) == Path("/mine")
