@@ -28,9 +28,11 @@ STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, e
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The ``--config`` flag; single values are changed with ``--config.key=value``."""
-    return config_flags.DEFINE_config_file(
-        "config", default, "config file, with its argument after a colon: configs/baseline.py:dataset=market1501"
-    )
+    words = "config file, with its argument after a colon: configs/baseline.py:dataset=market1501"
+    try:
+        return config_flags.DEFINE_config_file("config", default, words)
+    except flags.Error as error:  # it opens a --flagfile at once
+        fail(f"{error}; --flagfile must name a file of flags", USAGE)
 
 
 def fail(message: str, status: int) -> None:
@@ -42,6 +44,7 @@ def fail(message: str, status: int) -> None:
 
 def parse(arguments: list[str]) -> list[str]:
     """absl's parser with every mistake as one line."""
+    logging.set_verbosity(logging.FATAL)  # what goes wrong is told once, here
     try:
         rest = flags.FLAGS(arguments)
     except Exception as error:  # a config file is a program: loading it can fail in any way
@@ -70,7 +73,7 @@ def run(main: Callable[[], int | None]) -> None:
     from occreid_jax.errors import UserError
 
     def guarded(_) -> int | None:
-        logging.set_verbosity(logging.FATAL)  # errors are raised as well, and told once
+        logging.set_verbosity(logging.FATAL)  # once more: parsing sets the flag's default
         # A compile cache that cannot be read or written costs time and nothing else.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
         try:
@@ -87,15 +90,15 @@ def run(main: Callable[[], int | None]) -> None:
         except KeyboardInterrupt:
             fail("interrupted", 130)
 
-    sys.excepthook = uncaught
+    sys.unraisablehook = unraisable
     app.run(guarded, flags_parser=parse)
 
 
-def uncaught(kind: type[BaseException], error: BaseException, trace) -> None:
-    """Python's own report of an exception, but for those that tensorstore's threads meet after a write that failed: their
-    event loop is gone, and orbax raises the failure itself."""
-    if str(error) != "Event loop is closed":
-        sys.__excepthook__(kind, error, trace)
+def unraisable(what) -> None:
+    """Python's own report of an exception that nobody can catch, but for those that tensorstore's threads meet after a write
+    that failed: their event loop is gone. The failure itself is raised by orbax."""
+    if str(what.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(what)
 
 
 def default_workdir(config) -> Path:

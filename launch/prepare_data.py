@@ -41,6 +41,8 @@ def main() -> None:
 
         if not OUT.value:
             raise UserError("synthetic needs --out=DIR, the folder to write to")
+        if SHEET.value and not (SHEET.value.endswith(".png") and Path(SHEET.value).absolute().parent.is_dir()):
+            raise UserError(f"--sheet={SHEET.value}: name a .png file in a folder that exists")
         with reporter.task("rendering", 0) as task:
             try:
                 folder = synthetic.generate(Path(OUT.value), SIZE.value, SPLIT.value, SEED.value, task)
@@ -49,7 +51,11 @@ def main() -> None:
             except OSError as error:
                 raise UserError(f"{OUT.value}: cannot be written ({error.strerror or error}); choose another --out") from error
         if SHEET.value:
-            synthetic.contact_sheet(folder, Path(SHEET.value))
+            try:
+                synthetic.contact_sheet(folder, Path(SHEET.value))
+            except OSError as error:
+                text = error.strerror or error
+                raise UserError(f"{SHEET.value}: cannot be written ({text}); choose another --sheet") from error
         reporter.line(f"written: {folder}")
         return
     if not (DATASET.value and ROOT.value):

@@ -72,8 +72,7 @@ def lookup(config: Mapping[str, Any], path: str) -> Any:
 def validate(config: ConfigDict) -> None:
     """Raises `UserError`, naming the key, for values that cannot work whatever the data is."""
     values = flatten(to_dict(config))
-    groups = {key[:end] for key in values for end, letter in enumerate(key) if letter == "."}
-    if missing := [path for path in REQUIRED if path not in values and path not in groups]:
+    if missing := [path for path in REQUIRED if path not in values and path not in config]:
         raise UserError(f"the config has no {listed(missing)}; a config file must build on base() of configs/common.py")
     for path, choices in CHOICES.items():
         if values[path] not in choices:

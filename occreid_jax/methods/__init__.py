@@ -12,6 +12,7 @@ from occreid_jax.types import Meta, Method
 
 NAMES = {
     "baseline": "occreid_jax.methods.baseline:Baseline",
+    "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
 }
 
 

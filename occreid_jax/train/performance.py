@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
+from collections.abc import Callable
+from typing import Any
 
 import jax
+import numpy as np
+
+from occreid_jax.data import resident
+from occreid_jax.distributed import Devices, place
+from occreid_jax.evaluation.embed import make_embed
+from occreid_jax.train import state
+from occreid_jax.train.plan import StagePlan
+from occreid_jax.train.step import StageStep
+from occreid_jax.types import Method, Stage
 
 # Dense bfloat16 peak in FLOP/s by device kind, from the vendors' data sheets (without sparsity).
 PEAK_FLOPS = {
@@ -55,3 +67,81 @@ def memory_line(executable) -> str:
         return ""
     arguments, temporary = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     return f"; memory {arguments / 1e9:.2f} GB state and tables, {temporary / 1e9:.2f} GB work space"
+
+
+def timed(call: Callable[[], Any], count: int) -> np.ndarray:
+    """Seconds of ``count`` calls, each waited for, after two that are not counted."""
+    seconds = []
+    for number in range(count + 2):
+        started = time.perf_counter()
+        jax.block_until_ready(call())
+        if number >= 2:
+            seconds.append(time.perf_counter() - started)
+    return np.array(seconds)
+
+
+def figures(seconds: np.ndarray, batch_size: int, compile_seconds: float, flops_per_image: float, devices: int, executable) -> dict:
+    """One measurement as plain numbers."""
+    rate = batch_size / float(np.median(seconds))
+    peak, memory = peak_flops() * devices, executable.memory_analysis()
+    return {
+        "batch_size": batch_size,
+        "compile_seconds": compile_seconds,
+        "median_seconds": float(np.median(seconds)),
+        "p95_seconds": float(np.percentile(seconds, 95)),
+        "images_per_second": rate,
+        "utilisation": rate * flops_per_image / peak if peak else 0.0,
+        "work_gigabytes": memory.temp_size_in_bytes / 1e9 if memory is not None else None,
+    }
+
+
+def measure_train(method: Method, stage: Stage, columns: dict[str, np.ndarray], devices: Devices, steps: int) -> dict:
+    """Times the jitted training step of ``stage`` on resident ``columns`` (made-up or real), and again without augmentation.
+
+    The share of augmentation is 1 - (step with the test transform) / (step); both programs run in turn, so that a machine whose
+    speed drifts does not spoil the ratio.
+    """
+    batch_size = stage.sampler.batch_size
+    rows = np.random.default_rng(0).integers(0, len(columns["label"]), (1, batch_size)).astype(np.int32)
+    rows[0] = np.sort(rows[0])  # groups of one identity stand together, as the samplers make them
+    plan = StagePlan(0, stage, 0, np.array([10**6]), lambda epoch: rows)
+    plain = dataclasses.replace(stage, augment=lambda rng, batch: method.transform(batch))
+    tables = resident.device_tables({name: columns[name] for name in (*stage.inputs, "camid", "label")}, devices.replicated)
+    placed = place(rows, devices.steps)
+    params, extra = jax.jit(method.init)(jax.random.key(0))
+    runs = []
+    for version in (stage, plain):
+        step = StageStep(method, dataclasses.replace(plan, stage=version), params)
+        current = place(jax.tree.map(lambda x: x.copy(), state.create(params, extra, 0)), devices.replicated)
+        current = current.replace(opt_state=place(step.init(current.params), devices.replicated))
+        started = time.perf_counter()
+        executable = step.jitted(devices).lower(current, tables, placed).compile()
+        runs.append([executable, current, time.perf_counter() - started, []])
+    for number in range(steps + 2):
+        for run in runs:
+            started = time.perf_counter()
+            run[1], metrics = run[0](run[1], tables, placed)
+            jax.block_until_ready(metrics)
+            if number >= 2:
+                run[3].append(time.perf_counter() - started)
+    (executable, _, compile_seconds, full), (_, _, _, bare) = runs
+    row = figures(
+        np.array(full), batch_size, compile_seconds, TRAIN_FACTOR * method.forward_flops(), devices.count, executable
+    )
+    row["augmentation_share"] = 1.0 - float(np.median(bare)) / float(np.median(full))
+    return row
+
+
+def measure_embed(method: Method, columns: dict[str, np.ndarray], batch_size: int, devices: Devices, steps: int) -> dict:
+    """Times embedding of one batch that is on the device already."""
+    params, extra = jax.jit(method.init)(jax.random.key(0))
+    names = (*method.evaluation_inputs, "camid")
+    batch = {name: columns[name][:batch_size] for name in names}
+    batch |= {"index": np.arange(batch_size, dtype=np.int32), "valid": np.ones(batch_size, bool)}
+    batch = place(batch, devices.rows)
+    params, extra = place(params, devices.replicated), place(extra, devices.replicated)
+    started = time.perf_counter()
+    executable = make_embed(method, devices, "gallery").lower(params, extra, batch).compile()
+    compile_seconds = time.perf_counter() - started
+    seconds = timed(lambda: executable(params, extra, batch), steps)
+    return figures(seconds, batch_size, compile_seconds, method.forward_flops(), devices.count, executable)

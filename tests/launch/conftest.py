@@ -31,7 +31,7 @@ class Finished:
         assert len(lines) == 1 and lines[0].startswith("error: "), self.err
         assert "Traceback" not in self.out + self.err
         for word in words:
-            assert word in lines[0], f"'{word}' is not in: {lines[0]}"
+            assert word.lower() in lines[0].lower(), f"'{word}' is not in: {lines[0]}"
         return lines[0]
 
     def fine(self) -> Finished:
@@ -56,9 +56,13 @@ def launch(tmp_path_factory):
         nonlocal count
         count += 1
         output = outputs / f"{count:03d}"
-        request = dict(
-            script=str(LAUNCH / script), arguments=[str(a) for a in arguments], folder=str(folder), limit=limit, output=str(output)
-        )
+        request = {
+            "script": str(LAUNCH / script),
+            "arguments": [str(argument) for argument in arguments],
+            "folder": str(folder),
+            "limit": limit,
+            "output": str(output),
+        }
         worker.stdin.write(json.dumps(request) + "\n")
         worker.stdin.flush()
         status = int(worker.stdout.readline())

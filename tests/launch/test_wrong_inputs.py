@@ -57,14 +57,14 @@ COMMAND_LINES = {
     "one number for four": (["--config.stages.main.augment.jitter=0.1"], "augment.jitter", "4 numbers: brightness"),
     "one side of a picture": (["--config.data.image_size=64"], "config.data.image_size is (64,)", "height,width"),
     "half a pixel": (["--config.data.image_size=64.5,32"], "config.data.image_size is (64.5, 32)", "whole numbers"),
-    "patch larger than the picture": (["--config.method.patch=48", "--config.data.image_size=64,32"], "method.patch is 48", "(64, 32)"),
+    "patch larger than the picture": (["--config.method.patch=80"], "config.method.patch is 80", "image_size (128, 64)"),
     "damaged regular expression": (["--config.init.skip=("], "config.init.skip", "not a regular expression"),
     "weights and run together": (["--config.init.run=a", "--config.init.weights=b"], "config.init.run and config.init.weights"),
     "unknown method": (["--config.method.name=resnet"], "unknown method 'resnet'", "baseline"),
     "unknown backbone": (["--config.method.backbone=huge"], "config.method.backbone", "'huge'", "micro"),
     "unknown dataset": (["--config.data.name=markt1501"], "markt1501", "market1501"),
     "unknown size": (["--config.data.size=huge"], "'huge'", "demo"),
-    "more devices than there are": (["--config.mesh.devices=64"], "config.mesh.devices is 64", "this machine has 2", "0 takes all"),
+    "more devices than there are": (["--config.mesh.devices=64"], "config.mesh.devices is 64", "has 2", "0 takes all"),
     "unknown flag": (["--wrokdir=a"], "wrokdir", "Did you mean", "--help"),
     "stray word": (["fast"], "unexpected argument 'fast'", "--name=value"),
 }
@@ -124,13 +124,15 @@ OTHER_COMMANDS = {
     "evaluate nothing": ("evaluate.py", [], "--workdir is missing"),
     "evaluate an empty folder": ("evaluate.py", ["--workdir=."], "no run there", "config.json is missing"),
     "evaluate with a config": ("evaluate.py", ["--workdir=.", "--config=a.py"], "Unknown command line flag 'config'"),
-    "seeds that are words": ("seeds.py", [f"--config={BASELINE}", "--seeds=a,1"], "--seeds=a,1", "whole numbers", "--seeds=0,1,2"),
+    "seeds that are words": ("seeds.py", [f"--config={BASELINE}", "--seeds=a,1"], "--seeds=a,1", "numbers", "--seeds=0,1,2"),
     "no seeds": ("seeds.py", [f"--config={BASELINE}", "--seeds="], "--seeds=:", "--seeds=0,1,2"),
     "the same seed twice": ("seeds.py", [f"--config={BASELINE}", "--seeds=1,1"], "different whole numbers"),
     "prepare nothing": ("prepare_data.py", [], "the first word must be one of synthetic, doctor, tables"),
     "prepare something unknown": ("prepare_data.py", ["render"], "the first word must be one of", "--help"),
     "nowhere to render to": ("prepare_data.py", ["synthetic"], "synthetic needs --out=DIR"),
     "unknown size": ("prepare_data.py", ["synthetic", "--out=a", "--size=big"], "--size=big", "demo|small|full"),
+    "sheet that is no picture": ("prepare_data.py", ["synthetic", "--out=a", "--sheet=b.txt"], "--sheet=b.txt", ".png"),
+    "flag file that is not there": ("train.py", ["--flagfile=absent.txt"], "absent.txt"),
     "negative seed": ("prepare_data.py", ["synthetic", "--out=a", "--seed=-1"], "--seed=-1", "non-negative"),
     "no dataset": ("prepare_data.py", ["tables", "--root=."], "tables needs --dataset=NAME and --root=DIR"),
     "unknown dataset": ("prepare_data.py", ["doctor", "--dataset=markt1501", "--root=."], "did you mean 'market1501'?"),
@@ -155,7 +157,7 @@ DATA = {
     "identities that nobody searches": ("strangers", "none", "none of the 2 query identities occurs in the gallery"),
     "one camera": ("one_camera", "name", "no query has a match at another camera", "camera numbers that differ"),
     "too few identities": ("good", "none", "a batch needs 4 identities", "has 3", "set sampler.batch_size to 12 or less"),
-    "pictures that cannot be used": ("damaged", "none", "4 of 6 images cannot be used", "zero bytes", "truncated", "4x4 pixels",
+    "pictures that cannot be used": ("damaged", "none", "4 of 6 images cannot be used", "zero bytes", "Truncated", "4x4 pixels",
                                      "not an image", "replace or remove these files"),
 }  # fmt: skip
 
@@ -201,7 +203,8 @@ def test_person_mask_needs_ground_truth(launch, tiny, tmp_path):
 
 
 def test_batch_over_devices(launch, tiny, tmp_path):
-    odd = ["--config.mesh.devices=2", "--config.stages.main.sampler.batch_size=5", "--config.stages.main.sampler.images_per_identity=1"]
+    sampler = "--config.stages.main.sampler"
+    odd = ["--config.mesh.devices=2", f"{sampler}.batch_size=5", f"{sampler}.images_per_identity=1"]
     words = ("batch_size 5 does not divide over 2 devices", "config.mesh.devices")
     launch("train.py", *tiny(*odd), f"--workdir={tmp_path / 'run'}").mistake(*words)
     assert listing(tmp_path) == []
@@ -220,7 +223,8 @@ def test_batch_of_broken_groups(launch, tiny, tmp_path):
 def test_workdir_that_cannot_be_written(launch, tiny, tmp_path, place):
     (tmp_path / "file").write_text("mine")
     workdir = {"below a file": tmp_path / "file" / "run", "a file": tmp_path / "file", "below /proc": "/proc/occreid/run"}[place]
-    launch("train.py", *tiny(f"--workdir={workdir}")).mistake(str(workdir), "choose another --workdir" if place != "a file" else "is a file")
+    remedy = "is a file; name a folder" if place == "a file" else "choose another --workdir"
+    launch("train.py", *tiny(f"--workdir={workdir}")).mistake(str(workdir), remedy)
     assert listing(tmp_path) == ["file"] and (tmp_path / "file").read_text() == "mine"
 
 
@@ -338,7 +342,7 @@ def cut(folder: Path) -> None:
 
 
 def test_cut_checkpoint(launch, tiny, run_copy):
-    steps = sorted((int(path.name) for path in (run_copy / "checkpoints" / "latest").iterdir() if path.name.isdigit()))
+    steps = sorted(int(path.name) for path in (run_copy / "checkpoints" / "latest").iterdir() if path.name.isdigit())
     folder = run_copy / "checkpoints" / "latest" / str(steps[-1])
     cut(folder)
     words = (str(folder), "damaged", f"remove that folder to go on from step {steps[0]}")
@@ -350,9 +354,8 @@ def test_cut_checkpoint(launch, tiny, run_copy):
 
 def test_no_checkpoint(launch, run_copy):
     shutil.rmtree(run_copy / "checkpoints" / "best")
-    words = ("no best checkpoint", "evaluation.every_epochs")
     before = (run_copy / "results.json").read_text()
-    launch("evaluate.py", f"--workdir={run_copy}", "--best").mistake(*words[:1])
+    launch("evaluate.py", f"--workdir={run_copy}", "--best").mistake("no best checkpoint")
     shutil.rmtree(run_copy / "checkpoints")
     launch("evaluate.py", f"--workdir={run_copy}").mistake("no checkpoint", "let the run finish an epoch first")
     assert (run_copy / "results.json").read_text() == before
@@ -394,6 +397,57 @@ def test_initial_run_that_is_damaged_or_another_model(launch, tiny, run_copy, tm
         cut(folder)
     damaged = tiny(f"--config.init.run={run_copy}", f"--workdir={tmp_path / 'again'}")
     launch("train.py", *damaged).mistake(f"{run_copy}/checkpoints/latest", "not readable as a checkpoint")
+
+
+# Settings that only the training can judge ------------------------------------------------------------------------------
+
+SETTINGS = {
+    "unknown optimiser": (["--config.stages.main.optimizer.name=lion"], "optimizer.name", "'lion'", "sgd, adam, adamw"),
+    "unknown schedule": (["--config.stages.main.optimizer.schedule.name=step"], "schedule.name", "'step'", "cosine"),
+    "unknown sampler": (["--config.stages.main.sampler.name=random"], "sampler.name is 'random'", "identity"),
+    "groups that are no pairs": (["--config.stages.main.optimizer.groups=2"], "optimizer.groups", "(path regex, factor)"),
+    "more batches a step than an epoch has": (["--config.loop.accumulate=500"], "stage 'main' has no batch", "batch size"),
+}
+
+
+@pytest.mark.parametrize("case", SETTINGS)
+def test_settings(launch, tiny, tmp_path, case):
+    arguments, *words = SETTINGS[case]
+    launch("train.py", *tiny(*arguments, f"--workdir={tmp_path / 'run'}")).mistake(*words)
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    assert not list(tmp_path.glob("run/checkpoints/*/*")) and not (metrics.exists() and metrics.read_text())
+
+
+# Evaluation of a good run -----------------------------------------------------------------------------------------------
+
+EVALUATIONS = {
+    "unknown dataset": (["--dataset=markt1501"], "did you mean 'market1501'?"),
+    "dataset that is not there": (["--dataset=folder", "--root=absent"], "absent is not a folder"),
+    "size of the benchmark not known": (["--dataset=synthetic"], "size ''", "demo, small, full"),
+}
+
+
+@pytest.mark.parametrize("case", EVALUATIONS)
+def test_evaluation(launch, trained, tmp_path, case):
+    arguments, *words = EVALUATIONS[case]
+    before = listing(trained)
+    launch("evaluate.py", f"--workdir={trained}", *arguments, folder=tmp_path).mistake(*words)
+    assert listing(trained) == before and listing(tmp_path) == []
+
+
+def test_evaluation_leaves_a_training_at_work_alone(launch, run_copy):
+    """Evaluating a run folder neither creates nor tidies up checkpoints: a training may be writing one."""
+    unfinished = run_copy / "checkpoints" / "latest" / "99.orbax-checkpoint-tmp"
+    unfinished.mkdir()
+    launch("evaluate.py", f"--workdir={run_copy}").fine()
+    assert unfinished.is_dir()
+
+
+def test_evaluation_on_a_full_disk(launch, run_copy):
+    before = {name: (run_copy / name).read_bytes() for name in ("results.json", "evaluation.npz")}
+    names = listing(run_copy)
+    launch("evaluate.py", f"--workdir={run_copy}", limit=1000).mistake("evaluation.npz: cannot be written", "make room")
+    assert {name: (run_copy / name).read_bytes() for name in before} == before and listing(run_copy) == names
 
 
 # Training that goes wrong ---------------------------------------------------------------------------------------------------

@@ -1,9 +1,10 @@
 """Runs launch commands in forked children of one process that has imported everything: a command then starts in no time.
 
-Reads one JSON object a line (script, arguments, folder, limit, output) and answers each with the exit status. A child ends as
-a command does, through the interpreter's own exit. No backend of JAX exists before the fork.
+Reads one JSON object a line (script, arguments, folder, limit, output) and answers each with the exit status. A child that used
+a device ends as a command does, through the interpreter's own exit. No backend of JAX exists before the fork.
 """
 
+import gc
 import json
 import os
 import resource
@@ -21,7 +22,17 @@ def become_command(request: dict) -> None:
     if request["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     sys.argv = [request["script"], *request["arguments"]]
-    runpy.run_path(request["script"], run_name="__main__")
+    try:
+        runpy.run_path(request["script"], run_name="__main__")
+    except SystemExit as ended:
+        from jax._src import xla_bridge
+
+        if isinstance(ended.code, int) and not xla_bridge._backends:
+            # Nothing was started, so nothing can speak while it is torn down: half a second of clearing up is spared.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(ended.code)
+        raise
 
 
 def main() -> None:
@@ -34,6 +45,7 @@ def main() -> None:
     import occreid_jax.synthetic
     import occreid_jax.train.loop  # noqa: F401
 
+    gc.freeze()  # a child's collector then leaves the shared pages alone
     print("ready", flush=True)
     while line := sys.stdin.readline():
         child = os.fork()
