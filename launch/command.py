@@ -32,7 +32,7 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
     try:
         return config_flags.DEFINE_config_file("config", default, words)
     except flags.Error as error:  # it opens a --flagfile at once
-        fail(f"{error}; --flagfile must name a file of flags", USAGE)
+        fail(f"{str(error).removeprefix('ERROR:: ')}; --flagfile must name a file of flags", USAGE)
 
 
 def fail(message: str, status: int) -> None:

@@ -41,6 +41,18 @@ PALETTES: tuple[tuple[str, str, str, str, str], ...] = (
     ("pink", "purple", "grey", "white", "white"),
     ("beige", "dark red", "olive", "black", "green"),
     ("blue", "orange", "black", "grey", "grey"),
+    ("white", "red", "blue", "red", "orange"),
+    ("black", "yellow", "grey", "yellow", "blue"),
+    ("brown", "white", "green", "black", "beige"),
+    ("light blue", "pink", "navy", "white", "pink"),
+    ("red", "black", "beige", "dark grey", "olive"),
+    ("dark grey", "teal", "teal", "white", "yellow"),
+    ("yellow", "green", "brown", "black", "black"),
+    ("navy", "red", "grey", "red", "light blue"),
+    ("green", "black", "white", "grey", "brown"),
+    ("pink", "white", "blue", "pink", "purple"),
+    ("orange", "yellow", "olive", "brown", "navy"),
+    ("purple", "grey", "light blue", "black", "teal"),
 )
 """Upper garment, its second colour, lower garment, shoes, bag. Many people share one palette on purpose."""
 

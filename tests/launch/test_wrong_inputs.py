@@ -352,6 +352,16 @@ def test_cut_checkpoint(launch, tiny, run_copy):
     assert f"going on from step {steps[0]}" in launch("train.py", *tiny(f"--workdir={run_copy}")).fine().out
 
 
+def test_cut_arrays(launch, run_copy):
+    """As above, with only the stored numbers cut."""
+    folder = max((run_copy / "checkpoints" / "latest").iterdir(), key=lambda path: int(path.name))
+    for data in (folder / "model").rglob("d"):
+        cut(data)
+    before = (run_copy / "results.json").read_text()
+    launch("evaluate.py", f"--workdir={run_copy}").mistake(str(folder), "damaged", "remove that folder")
+    assert (run_copy / "results.json").read_text() == before
+
+
 def test_no_checkpoint(launch, run_copy):
     shutil.rmtree(run_copy / "checkpoints" / "best")
     before = (run_copy / "results.json").read_text()
