@@ -92,6 +92,7 @@ class MethodBase:
             cameras=self.meta.cameras if settings.camera else 0,
             camera_scale=settings.camera_scale,
             drop_path=settings.drop_path,
+            from_scratch=settings.from_scratch,
             remat=settings.remat,
             dtype=self.dtype,
         )

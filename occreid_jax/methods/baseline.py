@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.methods.base import MethodBase
@@ -24,10 +25,16 @@ Array = jax.Array
 
 
 class Baseline(MethodBase):
-    """``config.method.person_mask`` is an oracle: everything but the visible person is blanked, from ground-truth maps."""
+    """The neck's side of the triplet loss and of the test feature is a setting: the originals take both before it.
+
+    ``config.method.person_mask`` is an oracle: everything but the visible person is blanked, from ground-truth maps.
+    """
 
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
+        for name in ("triplet_feature", "test_feature"):
+            if self.settings[name] not in ("before", "after"):
+                raise UserError(f"config.method.{name} is '{self.settings[name]}'; it must be one of before, after")
         self.backbone = self.vit()
         self.head = heads.BNNeck(meta.identities)
 
@@ -58,18 +65,22 @@ class Baseline(MethodBase):
         features = self.backbone.apply(
             {"params": params["backbone"]}, self.images(batch), batch["camid"], True, rngs={"drop_path": rng}
         ).cls
-        (_, logits), updated = self.head.apply(
+        (normalised, logits), updated = self.head.apply(
             {"params": params["head"], "batch_stats": extra["batch_stats"]}, features, True, mutable=["batch_stats"]
         )
         identity = cross_entropy(logits, batch["label"], self.settings.label_smoothing)
-        triplet = batch_hard_triplet(features, batch["label"], self.settings.margin)
+        compared = normalised if self.settings.triplet_feature == "after" else features
+        triplet = batch_hard_triplet(compared, batch["label"], self.settings.margin)
         total = self.settings.identity_weight * identity + self.settings.triplet_weight * triplet
         metrics = {"identity": identity, "triplet": triplet, "accuracy": accuracy(logits, batch["label"])}
         return total, Aux(extra | updated, metrics)
 
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
-        """The cls feature before the neck, float32 [B, D]."""
-        return self.backbone.apply({"params": params["backbone"]}, self.images(batch), batch["camid"]).cls
+        """The cls feature before or after the neck, float32 [B, D]."""
+        features = self.backbone.apply({"params": params["backbone"]}, self.images(batch), batch["camid"]).cls
+        if self.settings.test_feature == "before":
+            return features
+        return self.head.apply({"params": params["head"], "batch_stats": extra["batch_stats"]}, features, False)[0]
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w]: what the cls token of the last block looks at, mean over heads, sums to 1."""

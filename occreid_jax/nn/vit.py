@@ -41,7 +41,7 @@ def grid_size(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int
     """Rows and columns of patches: floor((side - patch) / stride) + 1 (DPM++ Eq. 1)."""
     height, width = image_size
     if min(height, width) < patch:
-        raise ValueError(f"patch {patch} is larger than the image {height}x{width}; use a smaller model.patch")
+        raise ValueError(f"patch {patch} is larger than the image {height}x{width}; use a smaller config.method.patch")
     return (height - patch) // stride + 1, (width - patch) // stride + 1
 
 
@@ -61,20 +61,24 @@ def resize_positions(positions: Array, grid: tuple[int, int], new_grid: tuple[in
 
 
 class PatchEmbed(nn.Module):
-    """Convolution with kernel ``patch`` and any stride, VALID. [B, H, W, 3] -> [B, h * w, D], row-major."""
+    """Convolution with kernel ``patch`` and any stride, VALID. [B, H, W, 3] -> [B, h * w, D], row-major.
+
+    The initial kernel has the deviation of the originals, sqrt(2 / (patch^2 D)), or ``kernel_stddev`` if that is given.
+    """
 
     width: int
     patch: int
     stride: int
     use_bias: bool = True
+    kernel_stddev: float | None = None
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, images: Array) -> Array:
         channels = images.shape[-1]
         shape = (self.patch, self.patch, channels, self.width)
-        # He initialisation over the outgoing fan, as the originals do before loading ImageNet weights.
-        kernel = self.param("kernel", nn.initializers.normal((2.0 / (self.patch**2 * self.width)) ** 0.5), shape)
+        stddev = self.kernel_stddev or (2.0 / (self.patch**2 * self.width)) ** 0.5
+        kernel = self.param("kernel", nn.initializers.normal(stddev), shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.width,)) if self.use_bias else None
         images, kernel = images.astype(self.dtype), kernel.astype(self.dtype)
         batch, height, width, _ = images.shape
@@ -106,6 +110,9 @@ class ViTOutput(NamedTuple):
 class ViT(nn.Module):
     """ViT with cls token, learned positions and an optional camera vector added to every token (TransReID's SIE).
 
+    ``from_scratch`` chooses initial values with which a small encoder learns from nothing in minutes: patches of unit variance
+    and positions nearly as large, where the originals start tiny and rely on ImageNet weights.
+
     Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks` and `finish` one by one; ``__call__`` is
     the four in a row.
     """
@@ -119,6 +126,7 @@ class ViT(nn.Module):
     extra_tokens: int = 0
     drop_path: float = 0.0
     epsilon: float = 1e-6
+    from_scratch: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -128,9 +136,11 @@ class ViT(nn.Module):
 
     def setup(self):
         size, patches = self.size, self.grid[0] * self.grid[1]
-        self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, dtype=self.dtype)
+        kernel_stddev = (3 * self.patch**2) ** -0.5 if self.from_scratch else None
+        self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, kernel_stddev=kernel_stddev, dtype=self.dtype)
         self.cls_token = self.param("cls_token", trunc_normal(), (1, 1, size.width))
-        self.pos_embed = self.param("pos_embed", trunc_normal(), (1, 1 + patches, size.width))
+        positions = trunc_normal(0.5 if self.from_scratch else 0.02)
+        self.pos_embed = self.param("pos_embed", positions, (1, 1 + patches, size.width))
         if self.extra_tokens:
             self.part_tokens = self.param("part_tokens", trunc_normal(), (1, self.extra_tokens, size.width))
         if self.cameras:
