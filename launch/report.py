@@ -20,47 +20,29 @@ flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
-    import contextlib
     from pathlib import Path
 
-    import jax
-
-    from occreid_jax import config as configuration
-    from occreid_jax import distributed
     from occreid_jax.errors import UserError
-    from occreid_jax.files import read_json
     from occreid_jax.report import write_report
-    from occreid_jax.train.checkpoint import Checkpoints, abstract
     from occreid_jax.train.log import Reporter
-    from occreid_jax.train.setup import open_setup, read_meta
-    from occreid_jax.train.start import initial_model
+    from occreid_jax.train.reopen import open_run, read_config
 
     workdir, reporter = Path(WORKDIR.value), Reporter()
-    for name in ("config.json", "meta.json"):
-        if not (workdir / name).is_file():
-            raise UserError(f"{workdir}: no run there ({name} is missing); --workdir must name a folder that train.py filled")
+    read_config(workdir)
     for name in ("results.json", "evaluation.npz"):
         if not (workdir / name).is_file():
             raise UserError(f"{workdir}: {name} is missing; run launch/evaluate.py --workdir={workdir} first")
-    config = configuration.from_dict(read_json(workdir / "config.json"))
-    if ROOT.value:
-        config.data.root = ROOT.value
-    config.mesh.devices = 1  # a few pictures: one device is enough
-    setup = open_setup(config, reporter, read_meta(workdir))
-    for name, flag in (("queries", QUERIES), ("samples", SAMPLES)):
-        if flag.value is not None:
-            setup.config.report[name] = flag.value
-    with contextlib.closing(Checkpoints(workdir, config.checkpoint.keep)) as checkpoints:
-        step = checkpoints.last_step()
-        if step is not None:
-            target = abstract(jax.eval_shape(setup.method.init, jax.random.key(0)), setup.devices)
-            params, extra = checkpoints.restore_model(step, *target)
-        elif setup.method.stages():
-            raise UserError(f"{workdir}: no checkpoint; let the run finish an epoch first, with launch/train.py")
-        else:
-            params, extra = initial_model(setup.method, config)  # nothing is trained: what launch/train.py evaluated
-    if distributed.is_lead():
-        reporter.line(f"written: {write_report(workdir, setup, params, extra)}")
+
+    def change(config) -> None:
+        if ROOT.value:
+            config.data.root = ROOT.value
+        config.mesh.devices = 1  # a few pictures: one device is enough
+        for name, flag in (("queries", QUERIES), ("samples", SAMPLES)):
+            if flag.value is not None:
+                config.report[name] = flag.value
+
+    setup, params, extra = open_run(workdir, reporter, change=change)
+    reporter.line(f"written: {write_report(workdir, setup, params, extra)}")
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Size:
 
 SIZES: dict[str, Size] = {
     "demo": Size(128, 64, 64, 1024, 32, 120, 510, 30, 90, 6),
-    "small": Size(128, 64, 300, 4200, 150, 500, 1870, 110, 330, 20),
+    "small": Size(128, 64, 300, 4200, 100, 400, 1700, 100, 300, 20),
     "full": Size(256, 128, 751, 12936, 750, 3368, 13115, 700, 2798, 60),
 }
 """Sizes by name; ``full`` has as many identities and images as Market-1501."""

@@ -178,6 +178,12 @@ class Trainer:
         """A checkpoint of a state whose losses were all finite. ``stage`` is the one whose optimiser states it holds."""
         done = int(current.step)
         stage = max((plan.number for plan in self.plan.stages if plan.start < done), default=0)
+        if done and not bool(state.all_finite((current.params, current.extra))):
+            # The last update of an epoch can spoil the parameters after a loss that was still finite.
+            self.checkpoints.wait()
+            raise UserError(
+                f"the parameters after step {done} are not finite; {self.last_good()}; try a lower learning rate or dtype float32"
+            )
         if done:
             self.checkpoints.save(current, {"stage": stage, "best": self.best}, best)
 
@@ -277,12 +283,15 @@ class Trainer:
         names = [self.setup.dataset.train.names[row] for row in rows]
         values = {name: str(value) for name, value in metrics.items()}  # JSON has no word for infinity
         write_json(self.workdir / "not_finite.json", {"step": step, "metrics": values, "images": names})
-        good = self.checkpoints.last_step()
-        after = f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
         raise UserError(
-            f"the loss of step {step} is not finite ({metrics['loss']}); {after}; the {len(names)} images of the batch stand in "
-            f"{self.workdir / 'not_finite.json'} (first: {names[0]}); try a lower learning rate or dtype float32"
+            f"the loss of step {step} is not finite ({metrics['loss']}); {self.last_good()}; the {len(names)} images of the "
+            f"batch stand in {self.workdir / 'not_finite.json'} (first: {names[0]}); try a lower learning rate or dtype float32"
         )
+
+    def last_good(self) -> str:
+        """Where a run that went wrong can be taken up again, in words."""
+        good = self.checkpoints.last_step()
+        return f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
 
     def evaluate(self, current: TrainState, record: bool = True) -> Evaluation:
         """Query and gallery under the dataset's protocol; keeps the best state beside the latest."""

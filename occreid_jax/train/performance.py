@@ -80,7 +80,9 @@ def timed(call: Callable[[], Any], count: int) -> np.ndarray:
     return np.array(seconds)
 
 
-def figures(seconds: np.ndarray, batch_size: int, compile_seconds: float, flops_per_image: float, devices: int, executable) -> dict:
+def figures(
+    seconds: np.ndarray, batch_size: int, compile_seconds: float, flops_per_image: float, devices: int, executable
+) -> dict:
     """One measurement as plain numbers."""
     rate = batch_size / float(np.median(seconds))
     peak, memory = peak_flops() * devices, executable.memory_analysis()

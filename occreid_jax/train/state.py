@@ -53,3 +53,10 @@ def replace(params: Params, chosen: dict[str, Array]) -> Params:
 def create(params: Params, extra: Extra, seed: int) -> TrainState:
     """The state before the first step; optimiser states come with the first stage."""
     return TrainState(jnp.zeros((), jnp.int32), params, (), extra, jax.random.key(seed))
+
+
+@jax.jit
+def all_finite(tree: Any) -> Array:
+    """Whether every floating-point array of ``tree`` holds finite numbers only, bool []."""
+    floats = [leaf for leaf in jax.tree.leaves(tree) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(leaf)) for leaf in floats])) if floats else jnp.array(True)

@@ -1,0 +1,51 @@
+"""A run folder opened again: its data, its method and the parameters of a checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from occreid_jax import config as configuration
+from occreid_jax.errors import UserError
+from occreid_jax.files import read_json
+from occreid_jax.train.checkpoint import Checkpoints, abstract
+from occreid_jax.train.log import Reporter
+from occreid_jax.train.setup import Setup, open_setup, read_meta
+from occreid_jax.train.start import initial_model
+
+
+def read_config(workdir: Path):
+    """The config of a run folder. Raises `UserError` if there is no run or its config is no config."""
+    workdir = Path(workdir)
+    for name in ("config.json", "meta.json"):
+        if not (workdir / name).is_file():
+            raise UserError(f"{workdir}: no run there ({name} is missing); --workdir must name a folder that train.py filled")
+    config = configuration.from_dict(read_json(workdir / "config.json"))
+    configuration.validate(config)
+    return config
+
+
+def open_run(
+    workdir: Path, reporter: Reporter, best: bool = False, change: Callable[[Any], None] = lambda config: None
+) -> tuple[Setup, Any, Any]:
+    """``(setup, params, extra)`` of the newest checkpoint, or of the best one.
+
+    ``change(config)`` may alter settings first, for example the dataset; the method stays the one that was trained. A method
+    that trains nothing has no checkpoint and gets the parameters it starts with. Writes nothing, so a training may be going on.
+    """
+    config = read_config(workdir)
+    change(config)
+    setup = open_setup(config, reporter, read_meta(workdir))
+    if not setup.method.stages():
+        return setup, *initial_model(setup.method, config)
+    with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
+        step = (checkpoints.best if best else checkpoints.latest).latest_step()
+        if step is None:
+            kind = "best checkpoint" if best else "checkpoint"
+            raise UserError(f"{workdir}: no {kind}; let the run finish an epoch first, with launch/train.py")
+        target = abstract(jax.eval_shape(setup.method.init, jax.random.key(0)), setup.devices)
+        return setup, *checkpoints.restore_model(step, *target, best=best)
