@@ -5,7 +5,7 @@ import json
 
 import pytest
 
-from occreid_jax.synthetic import NAMESPACES, captions, sample_people
+from occreid_jax.synthetic import DIFFICULTY, NAMESPACES, captions, sample_people
 from occreid_jax.synthetic.people import owner
 
 
@@ -29,7 +29,7 @@ def test_a_longer_sample_begins_with_the_shorter_one():
 def test_many_people_share_a_palette():
     people = sample_people(0, 150, "test")
     pairs = [frozenset((p.upper_colour, p.lower_colour)) for p in people]
-    assert len(set(pairs)) <= 16
+    assert len(set(pairs)) <= DIFFICULTY.palettes < len(people) / 4
 
 
 def test_unknown_namespace_is_refused():

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from occreid_jax.synthetic import (
+    DIFFICULTY,
     OBJECTS,
     OCCLUDED,
     Pose,
@@ -67,7 +68,7 @@ def test_covered_fraction_is_what_the_map_shows(kind):
         picture = render_image(person, camera, pose, people[6 + number] if kind == "person" else kind, rng, SIZE)
         assert picture.image.shape == (*SIZE, 3) and picture.image.dtype == np.uint8
         assert picture.truth.shape == SIZE and picture.truth.dtype == np.uint8
-        assert 0.3 <= picture.covered <= 0.7
+        assert DIFFICULTY.covered_low <= picture.covered <= DIFFICULTY.covered_high
         label, hidden = picture.truth & 15, (picture.truth & OCCLUDED) > 0
         assert label.max() <= 8 and picture.truth.max() < 32
         shown = np.mean(hidden[label > 0])

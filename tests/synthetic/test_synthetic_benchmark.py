@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
-from occreid_jax.synthetic import SIZES, Size, benchmark, contact_sheet, generate, plan
+from occreid_jax.synthetic import DIFFICULTY, SIZES, Size, benchmark, contact_sheet, generate, plan
 
 MICRO = Size(64, 32, 6, 60, 5, 16, 40, 4, 12, 3)
 MARKET = re.compile(r"^(-1|\d{4})_c([1-6])s(\d)_(\d{6})_(\d{2})\.jpg$")
@@ -92,7 +92,7 @@ def test_queries_of_the_occluded_split_are_covered(occluded):
     queries = [r for r in _index(occluded) if r["folder"] == "query"]
     for row in queries:
         assert row["occlusion"] in ("object", "person", "crop") and row["occluder"]
-        assert 0.3 <= float(row["covered_fraction"]) <= 0.7
+        assert DIFFICULTY.covered_low <= float(row["covered_fraction"]) <= DIFFICULTY.covered_high
 
 
 @pytest.mark.parametrize("split, low, high", [("occluded", 0.06, 0.14), ("holistic", 0.01, 0.07)])
