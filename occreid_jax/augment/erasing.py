@@ -31,9 +31,13 @@ def draw_box(key: Array, height: int, width: int) -> tuple[Array, Array, Array, 
 def random_erasing(key: Array, image: Array, probability: float) -> Array:
     """Replaces one random box of a normalised image float32 [H, W, C] by N(0, 1) noise with the given probability."""
     key_use, key_box, key_noise = jax.random.split(key, 3)
-    height, width = image.shape[:2]
+    height, width, channels = image.shape
     top, left, box_height, box_width, found = draw_box(key_box, height, width)
-    rows, columns = jnp.arange(height)[:, None], jnp.arange(width)[None, :]
-    inside = (rows >= top) & (rows < top + box_height) & (columns >= left) & (columns < left + box_width)
+    row, column = jnp.arange(height)[:, None] - top, jnp.arange(width)[None, :] - left
+    inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
     inside &= found & jax.random.bernoulli(key_use, probability)
-    return jnp.where(inside[..., None], jax.random.normal(key_noise, image.shape), image)
+    # Random numbers are the dearest part of the whole augmentation, so no more are drawn than the largest box has pixels
+    # (its sides are rounded: half a row and half a column more than its area).
+    count = int(height * width * AREA[1]) + height + width
+    noise = jax.random.normal(key_noise, (count, channels))
+    return jnp.where(inside[..., None], noise[jnp.clip(row * box_width + column, 0, count - 1)], image)
