@@ -82,7 +82,8 @@ def place(tree, sharding: NamedSharding):
 class StopRequest:
     """Remembers SIGTERM and SIGINT so that the loop can stop between two steps. A second SIGINT stops at once.
 
-    Use as a context manager; ``requested(step)`` is the signal's number or 0, the same in every process.
+    Use as a context manager; ``requested(step)`` is the signal's number or 0, the same in every process. With several processes
+    JAX's own notifier catches SIGTERM in any of them and lets all agree on a step, so no handler may be put in its place.
     """
 
     def __init__(self):
@@ -90,6 +91,8 @@ class StopRequest:
         self.previous: dict[int, object] = {}
 
     def __enter__(self) -> StopRequest:
+        if jax.process_count() > 1:
+            return self
         for number in (signal.SIGTERM, signal.SIGINT):
             self.previous[number] = signal.signal(number, self.remember)
         return self

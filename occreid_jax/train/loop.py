@@ -233,7 +233,10 @@ class Trainer:
 
         def pass_(function: Callable, inputs: tuple[str, ...] = ("image",)) -> Any:
             columns = self.setup.columns("train", inputs, self.config.data.test_filter)
-            jitted = jax.jit(lambda params, extra, batch: function(params, extra, self.method.transform(batch)))
+            jitted = jax.jit(
+                lambda params, extra, batch: function(params, extra, self.method.transform(batch)),
+                out_shardings=self.devices.replicated,  # so that every process can read all of it
+            )
             with self.reporter.task(f"preparing stage {plan.stage.name}", len(self.labels)) as task:
                 return run_pass(
                     lambda batch: jitted(current.params, current.extra, batch),

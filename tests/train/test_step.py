@@ -5,9 +5,11 @@ import re
 import chex
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 
+from configs import common
 from occreid_jax import distributed
 from occreid_jax.data import resident, stream
 from occreid_jax.train import state
@@ -15,8 +17,6 @@ from occreid_jax.train.log import Reporter
 from occreid_jax.train.plan import make_plan
 from occreid_jax.train.setup import open_setup
 from occreid_jax.train.step import StageStep
-
-HIGHEST = "highest"
 
 
 @pytest.fixture
@@ -29,7 +29,6 @@ def opened(tiny_config, tmp_path):
         plan = make_plan(setup.method.stages(), setup.labels, 0, config.loop.accumulate, devices).stages[0]
         params, extra = jax.jit(setup.method.init)(jax.random.key(3))
         step = StageStep(setup.method, plan, params, config.loop.accumulate)
-        # Hard margins and a fresh classifier make tiny gradients; a larger one makes differences show.
         current = state.create(params, extra, 0).replace(opt_state=step.init(params))
         columns = setup.columns("train", plan.stage.inputs, "bicubic") | {"label": setup.labels}
         return setup, plan, step, distributed.place(current, setup.devices.replicated), columns
@@ -62,12 +61,12 @@ def test_one_and_eight_devices_agree(opened):
     """Loss and gradients of a step to 1e-5: the gradients are read off plain SGD's parameters."""
     results = []
     for devices in (1, 8):
-        plain = dict(stages__main__optimizer__momentum=0.0, stages__main__optimizer__weight_decay=0.0)
-        setup, plan, step, current, columns = opened(devices, stages__main__optimizer__learning_rate=1.0, **plain)
-        plan_rate = dict(name="constant")
-        setup.config.stages.main.optimizer.schedule = plan_rate
-        step = StageStep(setup.method, plan, current.params)
-        current = current.replace(opt_state=distributed.place(step.init(current.params), setup.devices.replicated))
+        setup, plan, step, current, columns = opened(
+            devices,
+            stages__main__optimizer=ml_collections.ConfigDict(
+                common.sgd(momentum=0.0, weight_decay=0.0, learning_rate=1.0, schedule=dict(name="constant"))
+            ),
+        )
         before = jax.device_get(current.params)
         after, losses = run(setup, plan, step, current, columns, count=1)
         gradients = jax.tree.map(lambda a, b: a - b, before, jax.device_get(after.params))

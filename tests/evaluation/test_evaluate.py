@@ -1,0 +1,69 @@
+"""From parameters to results: embedding with a padded last batch, flipping, devices, and the summary."""
+
+import jax
+import numpy as np
+import pytest
+
+from occreid_jax import distributed
+from occreid_jax.errors import UserError
+from occreid_jax.evaluation.embed import embed_split
+from occreid_jax.evaluation.evaluate import evaluate, parameters_hash
+from occreid_jax.train.log import Reporter
+from occreid_jax.train.setup import open_setup
+
+
+@pytest.fixture
+def opened(tiny_config, tmp_path):
+    setup = open_setup(tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=1), Reporter(quiet=True))
+    params, extra = jax.jit(setup.method.init)(jax.random.key(0))
+    return setup, params, extra, {role: setup.columns(role, ("image",), "bilinear") for role in ("query", "gallery")}
+
+
+def embed(setup, params, extra, columns, batch_size, devices=None, flip=False):
+    return embed_split(setup.method, params, extra, columns, "gallery", batch_size, devices or setup.devices, flip)
+
+
+def test_batches_and_devices_do_not_change_features(opened):
+    setup, params, extra, columns = opened
+    whole = embed(setup, params, extra, columns["gallery"], 48)
+    assert whole.shape == (48, 32) and whole.dtype == np.float32
+    np.testing.assert_allclose(embed(setup, params, extra, columns["gallery"], 20), whole, atol=1e-5)  # 8 rows in the last
+    eight = distributed.devices(8)
+    params, extra = distributed.place((params, extra), eight.replicated)
+    np.testing.assert_allclose(embed(setup, params, extra, columns["gallery"], 20, eight), whole, atol=1e-5)
+
+
+def test_flipping_averages_both_views(opened):
+    setup, params, extra, columns = opened
+    mirrored = columns["gallery"] | {"image": np.asarray(columns["gallery"]["image"])[:, :, ::-1]}
+    plain, other = (embed(setup, params, extra, c, 48) for c in (columns["gallery"], mirrored))
+    both = embed(setup, params, extra, columns["gallery"], 48, flip=True)
+    np.testing.assert_allclose(both, (plain + other) / 2, atol=1e-5)
+
+
+def test_results_have_the_promised_names(opened):
+    setup, params, extra, columns = opened
+    evaluation = evaluate(
+        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task
+    )
+    assert list(evaluation.results) == [
+        "protocol", "mAP", "mINP", "rank1", "rank5", "rank10", "queries", "gallery", "skipped_queries", "tied_first_hits",
+        "per_occlusion", "selection", "parameters_sha256", "seconds",
+    ]  # fmt: skip
+    assert evaluation.results["queries"] == 24 and evaluation.results["gallery"] == 48
+    assert evaluation.metrics.ranked_indices.shape == (24, 20)
+
+
+def test_features_that_are_not_finite_are_an_error(opened):
+    setup, params, extra, columns = opened
+    params = jax.tree.map(lambda x: x * np.nan, params)
+    with pytest.raises(UserError, match="contain NaN"):
+        evaluate(setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task)
+
+
+def test_the_hash_sees_every_bit():
+    tree = {"a": np.zeros(3, np.float32), "b": np.ones(2, np.float32)}
+    changed = {"a": np.zeros(3, np.float32), "b": np.nextafter(np.ones(2, np.float32), 2)}
+    assert parameters_hash(tree) == parameters_hash({name: x.copy() for name, x in tree.items()})
+    assert parameters_hash(tree) != parameters_hash(changed)
+    assert parameters_hash({"a": tree["a"]}) != parameters_hash({"c": tree["a"]})

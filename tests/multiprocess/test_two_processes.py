@@ -1,0 +1,89 @@
+"""Two processes with four devices each train one run together, are stopped by SIGTERM to one of them, and go on."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from occreid_jax.files import read_json
+from occreid_jax.train.log import read_metrics
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
+    """Starts ``launch/train.py`` once per process, joined through a free port of this machine."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = []
+    for process in range(processes):
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
+        if processes > 1:
+            environment |= {
+                "OCCREID_COORDINATOR": f"127.0.0.1:{port}",
+                "OCCREID_PROCESSES": str(processes),
+                "OCCREID_PROCESS": str(process),
+            }
+        command = [sys.executable, str(ROOT / "launch" / "train.py"), *arguments]
+        started.append(
+            subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    return started
+
+
+def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
+    """(exit status, output) of each; all are killed if one does not end in time."""
+    try:
+        outputs = [process.communicate(timeout=240)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
+
+
+@pytest.fixture
+def arguments(market_root, tmp_path):
+    def make(name: str, epochs: int) -> list[str]:
+        return [
+            "--config=configs/baseline.py:dataset=market1501,backbone=micro", f"--config.data.root={market_root}",
+            f"--config.data.cache={tmp_path / 'tables'}", "--config.data.image_size=64,32",
+            f"--config.stages.main.epochs={epochs}", "--config.stages.main.sampler.batch_size=16",
+            "--config.report.enabled=False", "--config.loop.log_every=1", f"--workdir={tmp_path / name}",
+        ]  # fmt: skip
+
+    return make
+
+
+def test_two_processes_train_like_one(arguments, tmp_path):
+    for name, count in (("one", 1), ("two", 2)):
+        for status, output in finish(start(arguments(name, 3), count)):
+            assert status == 0, output
+    one, two = (read_json(tmp_path / name / "results.json") for name in ("one", "two"))
+    assert one["mAP"] == pytest.approx(two["mAP"], abs=0.5)
+    losses = [
+        [line["main/loss"] for line in read_metrics(tmp_path / name / "metrics.jsonl") if "main/loss" in line]
+        for name in ("one", "two")
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_sigterm_to_one_process_stops_both_and_the_run_goes_on(arguments, tmp_path):
+    processes = start(arguments("cut", 60), 2)
+    metrics = tmp_path / "cut" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and len(read_metrics(metrics)) < 5 and processes[0].poll() is None:
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    for status, output in finish(processes):
+        assert status == 128 + signal.SIGTERM, output
+        assert "the same command goes on from there" in output
+    outputs = finish(start(arguments("cut", 60), 2))
+    assert all(status == 0 for status, _ in outputs), outputs
+    assert "going on from step" in outputs[0][1]
