@@ -10,6 +10,7 @@ Training does all of this by itself; the commands are for looking first, or for 
 from __future__ import annotations
 
 import sys
+import time
 
 import command
 from absl import flags
@@ -43,13 +44,22 @@ def main() -> None:
             raise UserError("synthetic needs --out=DIR, the folder to write to")
         if SHEET.value and not (SHEET.value.endswith(".png") and Path(SHEET.value).absolute().parent.is_dir()):
             raise UserError(f"--sheet={SHEET.value}: name a .png file in a folder that exists")
+        started, drawn = time.process_time(), []
+
+        def count(done: int, total: int) -> None:
+            drawn.append(done)
+            task(done, total)
+
         with reporter.task("rendering", 0) as task:
             try:
-                folder = synthetic.generate(Path(OUT.value), SIZE.value, SPLIT.value, SEED.value, task)
+                folder = synthetic.generate(Path(OUT.value), SIZE.value, SPLIT.value, SEED.value, count)
             except ValueError as error:
                 raise UserError(str(error)) from error
             except OSError as error:
                 raise UserError(f"{OUT.value}: cannot be written ({error.strerror or error}); choose another --out") from error
+        seconds = time.process_time() - started
+        if drawn:
+            reporter.line(f"{drawn[-1]:,} images in {seconds:.1f} CPU-seconds, {drawn[-1] / seconds:.0f} a second")
         if SHEET.value:
             try:
                 synthetic.contact_sheet(folder, Path(SHEET.value))
