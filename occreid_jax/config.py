@@ -62,13 +62,6 @@ NUMBERS = (
 )
 
 
-def lookup(config: Mapping[str, Any], path: str) -> Any:
-    """The value at a dotted path."""
-    for key in path.split("."):
-        config = config[key]
-    return config
-
-
 def validate(config: ConfigDict) -> None:
     """Raises `UserError`, naming the key, for values that cannot work whatever the data is."""
     values = flatten(to_dict(config))

@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -251,15 +251,3 @@ def damage(folder: Path) -> str:
         return "" if digest.hexdigest() == index["sha256"] else "the pixels are not those that were written"
     except (OSError, ValueError, KeyError, TypeError):
         return "incomplete"
-
-
-@contextlib.contextmanager
-def progress_bar(title: str) -> Iterator[Progress]:
-    """A progress bar on the terminal: ``with progress_bar("train") as progress: build_table(..., progress=progress)``."""
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Bar(*columns, transient=True) as bar:
-        task = bar.add_task(title, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
