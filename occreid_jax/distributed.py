@@ -68,11 +68,19 @@ def is_lead() -> bool:
 
 
 def place(tree, sharding: NamedSharding):
-    """Host arrays -> device arrays under one sharding, without JAX's comparison of whole arrays between processes."""
+    """Host or device arrays -> device arrays under one sharding.
+
+    Every process must hold the same values; JAX's own comparison of whole arrays between processes is avoided.
+    """
 
     def one(x):
         if isinstance(x, jax.Array):
-            return jax.device_put(x, sharding)
+            if jax.process_count() == 1:
+                return jax.device_put(x, sharding)
+            if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
+                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+            if not x.is_fully_addressable:
+                return jax.jit(lambda x: x, out_shardings=sharding)(x)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 

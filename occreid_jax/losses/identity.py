@@ -1,22 +1,51 @@
-"""Identity classification losses."""
+"""Identity classification losses.
+
+Two conventions of label smoothing are in use, and they differ by a factor K / (K - 1) in the share that leaves the target:
+
+* ``"all"``: 1 - eps on the label plus eps / K on each of the K classes (Szegedy et al. 2016, section 7; TransReID, CLIP-ReID,
+  torchreid),
+* ``"rest"``: 1 - eps on the label and eps / (K - 1) on each other class (fast-reid).
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
 
+from occreid_jax.errors import UserError
+
 Array = jax.Array
+CONVENTIONS = ("all", "rest")
 
 
-def cross_entropy(logits: Array, labels: Array, smoothing: float = 0.0) -> Array:
+def cross_entropy(logits: Array, labels: Array, smoothing: float | Array = 0.0, convention: str = "all") -> Array:
     """Mean softmax cross entropy of logits [B, C] against labels int32 [B], in nats, float32.
 
-    ``smoothing`` spreads that share of the target evenly over all C classes (the convention of TransReID and torchreid:
-    target = (1 - smoothing) one-hot + smoothing / C).
+    ``smoothing`` is the share eps that label smoothing moves away from the label: a number, or float32 [B] with one share a row
+    (see `adaptive_smoothing`). ``convention`` says where it goes: ``"all"`` spreads it evenly over all C classes, the label
+    among them; ``"rest"`` over the other C - 1 classes, which needs C >= 2.
     """
+    if convention not in CONVENTIONS:
+        raise UserError(f"label smoothing knows the conventions {', '.join(CONVENTIONS)}, not {convention!r}")
     log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
-    return -jnp.mean((1.0 - smoothing) * picked + smoothing * jnp.mean(log_probabilities, axis=-1))
+    if convention == "all":
+        return -jnp.mean((1.0 - smoothing) * picked + smoothing * jnp.mean(log_probabilities, axis=-1))
+    classes = logits.shape[-1]
+    if classes < 2:
+        raise UserError("label smoothing over the other classes needs at least two classes")
+    others = (jnp.sum(log_probabilities, axis=-1) - picked) / (classes - 1)
+    return -jnp.mean((1.0 - smoothing) * picked + smoothing * others)
+
+
+def adaptive_smoothing(logits: Array, labels: Array, share: float = 0.2) -> Array:
+    """Smoothing float32 [B] that grows with the confidence: ``share`` times the probability of the label.
+
+    fast-reid's adaptive label smoothing (its ``eps=-1``), to be used with ``convention="rest"``. logits [B, C], labels int32
+    [B]. No gradient flows through it: it sets the target, and a target is no function of the parameters.
+    """
+    probabilities = jax.nn.softmax(jax.lax.stop_gradient(logits).astype(jnp.float32), axis=-1)
+    return share * jnp.take_along_axis(probabilities, labels[:, None], axis=-1)[:, 0]
 
 
 def accuracy(logits: Array, labels: Array) -> Array:

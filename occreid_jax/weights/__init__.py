@@ -1,1 +1,2 @@
-"""Weights from elsewhere: `trees` (merging named arrays into a parameter tree), `read` (safetensors files)."""
+"""Weights from elsewhere: `trees` (merging named arrays into a parameter tree), `read` (safetensors files),
+`reference` (files with outputs of the PyTorch originals, and the tolerance rule)."""
