@@ -9,17 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from occreid_jax.losses.metric import l2_normalise as normalize
+from occreid_jax.losses.metric import squared_distances
 from occreid_jax.types import Array, Features
-
-
-def normalize(features: Array) -> Array:
-    """Divides every row of ``features`` [N, D] by its L2 norm; float32. A row of zeros stays zero."""
-    features = features.astype(jnp.float32)
-    norm = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(norm, 1e-12)
 
 
 def euclidean(query: Array, gallery: Array) -> Array:
@@ -34,10 +28,7 @@ def euclidean(query: Array, gallery: Array) -> Array:
     Returns:
       float32 [Q, G]. Rounding can make the sum slightly negative (about 1e-7), such values become 0.
     """
-    query, gallery = normalize(query), normalize(gallery)
-    products = jnp.matmul(query, gallery.T, precision=jax.lax.Precision.HIGHEST)
-    squares = jnp.sum(query * query, axis=-1)[:, None] + jnp.sum(gallery * gallery, axis=-1)[None, :]
-    return jnp.maximum(squares - 2 * products, 0.0)
+    return squared_distances(normalize(query), normalize(gallery))
 
 
 def blocks(
