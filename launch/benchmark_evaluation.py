@@ -6,6 +6,12 @@ every row, and both are compared number by number. Each runs in a process of its
     python launch/benchmark_evaluation.py --size=market
     python launch/benchmark_evaluation.py --size=msmt17 --noreference
 
+With ``--rerank`` the distances are re-ranked by k-reciprocal encoding first, and the plain version has full float32 matrices over
+queries and gallery, as is usual. Three of them exist at a time, 4.5 GB at Market's size::
+
+    python launch/benchmark_evaluation.py --rerank --size=quarter
+    python launch/benchmark_evaluation.py --rerank=50,15,0.3 --size=market --noreference
+
 Printed: wall seconds (compilation included), CPU seconds of all threads, and the peak memory beyond what the process held once
 imports were done and the features were made. The load average tells how busy the machine was before.
 """
@@ -13,6 +19,7 @@ imports were done and the features were made. The load average tells how busy th
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import os
 import resource
@@ -24,6 +31,7 @@ import numpy as np
 SIZES = {
     "market": (3_368, 15_913, 2_798, 750, 6),
     "msmt17": (11_659, 82_161, 0, 3_060, 15),
+    "quarter": (842, 3_978, 700, 188, 6),  # of market
     "small": (200, 1_000, 100, 50, 6),
 }
 REFERENCE_ROWS = 256  # queries per block of the numpy evaluation
@@ -64,7 +72,7 @@ def reference_metrics(blocks, query_pids, gallery_pids, query_camids, gallery_ca
     average_precisions, penalties, first_hits = [], [], []
     for rows, block in blocks:
         order = np.argsort(block, axis=1, kind="stable")
-        for query, ranked in zip(range(rows.start, rows.stop), order, strict=True):
+        for query, ranked in enumerate(order, rows.start):
             same = gallery_pids[ranked] == query_pids[query]
             kept = same[~(same & (gallery_camids[ranked] == query_camids[query]))]
             ranks = np.flatnonzero(kept) + 1
@@ -77,22 +85,74 @@ def reference_metrics(blocks, query_pids, gallery_pids, query_camids, gallery_ca
     return cmc, np.array(average_precisions), np.array(penalties), first_hits
 
 
+def dense_rerank(query: np.ndarray, gallery: np.ndarray, k1: int, k2: int, lambda_value: float) -> np.ndarray:
+    """k-reciprocal re-ranking with [N, N] matrices, N = Q + G, and a loop over images; float32 [Q, G]."""
+    features = np.concatenate([query, gallery])
+    features /= np.linalg.norm(features, axis=1, keepdims=True)
+    distance = np.maximum(2 - 2 * features @ features.T, 0)
+    distance /= distance.max(axis=1, keepdims=True)
+    order = np.argsort(distance, axis=1, kind="stable").astype(np.int32)
+    code = np.zeros_like(distance)
+
+    def mutual(image: int, k: int) -> np.ndarray:
+        forward = order[image, : k + 1]
+        return forward[(order[forward, : k + 1] == image).any(axis=1)]
+
+    for image in range(len(features)):
+        own = mutual(image, k1)
+        whole = [own]
+        for candidate in own:
+            more = mutual(candidate, round(k1 / 2))
+            if 3 * len(np.intersect1d(more, own)) > 2 * len(more):
+                whole.append(more)
+        chosen = np.unique(np.concatenate(whole))
+        weights = np.exp(-distance[image, chosen])
+        code[image, chosen] = weights / weights.sum()
+    if k2 > 1:
+        code = np.stack([code[nearest].mean(axis=0) for nearest in order[:, :k2]])
+    holders = [np.flatnonzero(column) for column in code.T]
+    result = lambda_value * distance[: len(query)]
+    for image, row in enumerate(result):
+        shared = np.zeros_like(row)
+        for column in np.flatnonzero(code[image]):
+            shared[holders[column]] += np.minimum(code[image, column], code[holders[column], column])
+        row += (1 - lambda_value) * (1 - shared / (2 - shared))
+    return result[:, len(query) :]
+
+
 def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
     """Runs one evaluation in this process and sends its figures through ``connection``."""
     import jax
 
     from occreid_jax import evaluation
+    from occreid_jax.evaluation.rerank import PRESETS, rerank_blocks
 
     jax.devices()  # start the backend now: it is no part of the evaluation
     data = make_features(arguments.size, arguments.dim, arguments.separation)
     labels = data["query_pids"], data["gallery_pids"], data["query_camids"], data["gallery_camids"]
     features = data["query"], data["gallery"]
+    settings = PRESETS.get(arguments.rerank)
+
+    def our_blocks():
+        if settings:
+            return rerank_blocks(evaluation.euclidean, *features, **settings, block_rows=arguments.block_rows)
+        return evaluation.blocks(evaluation.euclidean, *features, arguments.block_rows)
+
+    @functools.cache
+    def dense():
+        return dense_rerank(*features, **settings)
+
+    def their_blocks():
+        if settings:
+            starts = range(0, len(dense()), REFERENCE_ROWS)
+            return [(slice(first, first + REFERENCE_ROWS), dense()[first : first + REFERENCE_ROWS]) for first in starts]
+        return numpy_blocks(*features)
+
     before, wall, cpu = peak_megabytes(), time.perf_counter(), time.process_time()
     if kind == "evaluation":
-        result = evaluation.rank_metrics_blocks(evaluation.blocks(evaluation.euclidean, *features, arguments.block_rows), *labels)
-        numbers = from_result(result)
+        numbers = from_result(evaluation.rank_metrics_blocks(our_blocks(), *labels))
     else:
-        numbers = reference_metrics(numpy_blocks(*features), *labels)
+        numbers = reference_metrics(their_blocks(), *labels)
     figures = {
         "wall": time.perf_counter() - wall,
         "cpu": time.process_time() - cpu,
@@ -101,7 +161,7 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
         "numbers": numbers,
     }
     if kind == "reference":  # the same distances through both evaluations must give the same numbers; after the clock has stopped
-        again = from_result(evaluation.rank_metrics_blocks(numpy_blocks(*features), *labels))
+        again = from_result(evaluation.rank_metrics_blocks(their_blocks(), *labels))
         figures["identical"] = all(np.array_equal(ours, theirs) for ours, theirs in zip(again, numbers, strict=True))
     connection.send(figures)
 
@@ -146,11 +206,20 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768, help="feature length")
     parser.add_argument("--separation", type=float, default=0.3, help="identity structure; 0 makes independent random features")
     parser.add_argument("--block_rows", type=int, default=512, help="queries per block of distances")
+    parser.add_argument(
+        "--rerank",
+        nargs="?",
+        const="20,6,0.3",
+        choices=["20,6,0.3", "50,15,0.3"],
+        help="re-rank first, with these k1, k2 and lambda (default 20,6,0.3)",
+    )
     parser.add_argument("--reference", action="store_true", default=True, help="run the numpy evaluation too (default)")
     parser.add_argument("--noreference", dest="reference", action="store_false", help="leave the numpy evaluation out")
     arguments = parser.parse_args()
     queries, gallery, *_ = SIZES[arguments.size]
     print(f"{queries} queries x {gallery} gallery images x {arguments.dim} dimensions, {os.cpu_count()} cores")
+    if arguments.rerank:
+        print(f"k-reciprocal re-ranking, k1, k2, lambda = {arguments.rerank}")
     print("load average {:.2f} {:.2f} {:.2f}".format(*os.getloadavg()), flush=True)
     ours = run("evaluation", arguments)
     if arguments.reference:
