@@ -1,7 +1,6 @@
 """Learning rates by epoch, as the originals set them: a table with one value per epoch, counted from 1.
 
-Source: TransReID ``solver/cosine_lr.py`` and CLIP-ReID ``solver/lr_scheduler.py`` as the baselines sheet states them (section 4
-and oracles 3, 4).
+Source: ``solver/cosine_lr.py`` and ``solver/lr_scheduler.py`` of the PyTorch baselines; tests hold their published values.
 """
 
 from __future__ import annotations
