@@ -78,7 +78,7 @@ def test_configs_do_not_import_jax():
         assert not any(name.split(".")[0] in ("jax", "flax", "occreid_jax") for name in imported(path)), path
 
 
-def test_the_constraints_and_readme_name_what_is_installed():
+def test_the_promised_packages_are_dependencies():
     import tomllib
 
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]

@@ -62,6 +62,7 @@ class Baseline(MethodBase):
         return jnp.where(visible_person(batch["parts"])[..., None], batch["image"], 0.0)
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
+        """Identity cross entropy on the logits plus batch-hard triplet, each with its weight from the config."""
         features = self.backbone.apply(
             {"params": params["backbone"]}, self.images(batch), batch["camid"], True, rngs={"drop_path": rng}
         ).cls

@@ -126,6 +126,7 @@ class Checkpoints:
         return model["params"], model["extra"]
 
     def read(self, manager: ocp.CheckpointManager, step: int, arguments: Any) -> Any:
+        """Restores items of one step. Raises `UserError` with the folder and the remedy if they are damaged or do not fit."""
         try:
             return manager.restore(step, args=arguments)
         except Exception as error:  # a damaged file can fail in any of orbax's and tensorstore's ways

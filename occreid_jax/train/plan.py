@@ -47,6 +47,8 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
+    """All stages of a run, end to end."""
+
     stages: tuple[StagePlan, ...]
 
     @property

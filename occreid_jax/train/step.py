@@ -81,6 +81,7 @@ class StageStep:
         return self.chunk(state, batches, lambda state, piece: self.complete(state, tables, piece))
 
     def chunk(self, state: TrainState, chunk, load: Callable) -> tuple[TrainState, dict[str, Array]]:
+        """Steps over the first axis [k, ...] of ``chunk``; ``load(state, piece)`` makes the raw batch of each."""
         if len(jax.tree.leaves(chunk)[0]) == 1:
             # No loop for a single step: the CPU backend runs a loop's body on fewer threads.
             state, metrics = self.one(state, load(state, jax.tree.map(lambda x: x[0], chunk)))

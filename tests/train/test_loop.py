@@ -175,12 +175,12 @@ def test_eight_devices_train_like_one(tiny_config, tmp_path):
 
 
 def test_streaming_trains_like_resident_tables(tiny_config, tmp_path):
-    hashes = []
+    results = []
     for resident in ("always", "never"):
         config = tiny_config(data__cache=str(tmp_path / "tables"), data__resident=resident, stages__main__epochs=1)
         evaluation, _ = train(config, tmp_path / resident)
-        hashes.append(evaluation.results["mAP"])
-    assert hashes[0] == pytest.approx(hashes[1], abs=1e-6)
+        results.append(evaluation.results["mAP"])
+    assert results[0] == pytest.approx(results[1], abs=1e-6)
 
 
 def test_the_environment_names_the_data_root(tiny_config, monkeypatch):
