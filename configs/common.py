@@ -7,6 +7,7 @@ colon of ``--config=configs/x.py:dataset=market1501,stride=12``.
 from __future__ import annotations
 
 import ml_collections
+from ml_collections import config_dict
 
 # name -> picture size, and where the pictures lie below data.root. "identities" and "cameras" are the published numbers of
 # the training set; a run takes the numbers it finds, these serve checks that have no pictures.
@@ -88,6 +89,61 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     )
     config.report = dict(enabled=True, queries=12, samples=16)
     return config
+
+
+def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict, **changes) -> dict:
+    """Settings of an ImageNet ViT with BNNeck, identity loss and triplet. ``arg`` holds backbone, stride, camera, person_mask.
+
+    Pictures of 256 pixels get ViT-B and the published recipe; smaller ones a small encoder that starts from nothing.
+    """
+    full_size = max(config.data.image_size) >= 256
+    values = dict(
+        name=name,
+        backbone=arg.backbone or ("base" if full_size else "demo"),  # or WIDTHxDEPTHxHEADS
+        patch=16,
+        stride=arg.stride or 16,
+        camera=arg.camera,  # side information embedding: one learned vector per camera on every token
+        camera_scale=3.0,
+        drop_path=0.1 if full_size else 0.0,
+        dropout=0.0,
+        attention_dropout=0.0,
+        positions=True,
+        from_scratch=not full_size,  # initial values for learning without pretrained weights
+        remat=False,
+        label_smoothing=0.0,
+        identity_loss="softmax",  # softmax | arcface | cosface | amsoftmax | circle
+        cosine_scale=30.0,  # of the last four
+        cosine_margin=0.5,
+        margin=config_dict.placeholder(float),  # of the triplet loss; unset: the soft margin
+        triplet_feature="before",  # the side of the neck that the triplet loss compares: before | after
+        test_feature="before",  # the side that query and gallery are compared on
+        identity_weight=1.0,
+        triplet_weight=1.0,
+        person_mask=arg.person_mask,  # oracle: show the network only the visible person (needs ground truth)
+        mean=(0.5, 0.5, 0.5),
+        std=(0.5, 0.5, 0.5),
+    )
+    return values | changes
+
+
+def learn_from_nothing(config: ml_collections.ConfigDict, epochs: int) -> None:
+    """Changes a one-stage ViT recipe for small pictures and no pretrained weights, in place.
+
+    A batch-hard loss before the neck would pull all features together before they tell anything apart, and SGD is too slow for
+    a transformer without pretrained weights.
+    """
+    config.method.update(triplet_feature="after", test_feature="after", label_smoothing=0.1)
+    main = config.stages.main
+    main.epochs = epochs
+    main.sampler = identity_sampler(8, 4)
+    main.augment.pad = 5
+    main.optimizer = adam(
+        name="adamw",
+        learning_rate=1e-3,
+        weight_decay=0.05,
+        bias_weight_decay=0.0,
+        schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
+    )
 
 
 def sgd(**changes) -> dict:

@@ -23,6 +23,20 @@ def global_and_parts(losses: Sequence[Array]) -> Array:
     return 0.5 * first + 0.5 * jnp.mean(jnp.stack(parts)) if parts else first
 
 
+def transreid_terms(
+    logits: Sequence[Array], features: Sequence[Array], labels: Array, margin: float | None = None, smoothing: float = 0.0
+) -> tuple[Array, Array]:
+    """(identity, triplet) of TransReID, float32 scalars before their weights.
+
+    logits: [B, C] for the global branch, then for each part (four with the jigsaw patch module, none without); features: the
+    [B, D] of the same branches before their BatchNorm; labels int32 [B]. ``margin=None`` is the soft margin, as in the official
+    configurations.
+    """
+    identity = global_and_parts([cross_entropy(each, labels, smoothing) for each in logits])
+    triplet = global_and_parts([batch_hard_triplet(each, labels, margin) for each in features])
+    return identity, triplet
+
+
 def transreid_total(
     logits: Sequence[Array],
     features: Sequence[Array],
@@ -32,14 +46,8 @@ def transreid_total(
     identity_weight: float = 1.0,
     triplet_weight: float = 1.0,
 ) -> Array:
-    """Loss of TransReID (He et al. 2021, as weighted by the official code), float32 scalar.
-
-    logits: [B, C] for the global branch, then for each part (four with the jigsaw patch module, none without); features: the
-    [B, D] of the same branches before their BatchNorm; labels int32 [B]. ``margin=None`` is the soft margin, as in the official
-    configurations.
-    """
-    identity = global_and_parts([cross_entropy(each, labels, smoothing) for each in logits])
-    triplet = global_and_parts([batch_hard_triplet(each, labels, margin) for each in features])
+    """Loss of TransReID (He et al. 2021, as weighted by the official code), float32 scalar; see `transreid_terms`."""
+    identity, triplet = transreid_terms(logits, features, labels, margin, smoothing)
     return identity_weight * identity + triplet_weight * triplet
 
 

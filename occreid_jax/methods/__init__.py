@@ -13,6 +13,7 @@ from occreid_jax.types import Meta, Method
 NAMES = {
     "baseline": "occreid_jax.methods.baseline:Baseline",
     "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
+    "transreid": "occreid_jax.methods.transreid:TransReID",
 }
 
 

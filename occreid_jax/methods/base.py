@@ -79,19 +79,29 @@ class MethodBase:
         """Floating-point operations of one image's forward pass, for model FLOPs utilisation; 0 if unknown."""
         return 0.0
 
+    def check_choice(self, key: str, choices) -> None:
+        """Raises `UserError` unless ``config.method.<key>`` is one of ``choices``."""
+        if self.settings[key] not in choices:
+            raise UserError(f"config.method.{key} is '{self.settings[key]}'; it must be one of {', '.join(choices)}")
+
     def vit(self, **changes) -> vit.ViT:
         """The encoder that ``config.method`` describes."""
         settings = self.settings
-        if settings.backbone not in vit.SIZES:
-            raise UserError(f"config.method.backbone: unknown '{settings.backbone}'; known: {', '.join(vit.SIZES)}")
+        try:
+            size = vit.size_of(settings.backbone)
+        except ValueError as error:
+            raise UserError(f"config.method.backbone: {error}") from error
         values = dict(
-            size=vit.SIZES[settings.backbone],
+            size=size,
             image_size=tuple(self.meta.image_size),
             patch=settings.patch,
             stride=settings.stride,
             cameras=self.meta.cameras if settings.camera else 0,
             camera_scale=settings.camera_scale,
             drop_path=settings.drop_path,
+            dropout=settings.dropout,
+            attention_dropout=settings.attention_dropout,
+            positions=settings.positions,
             from_scratch=settings.from_scratch,
             remat=settings.remat,
             dtype=self.dtype,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 from flax import linen as nn
 
@@ -23,3 +25,15 @@ class BNNeck(nn.Module):
         normalised = BatchNorm(name="neck")(features, train)
         logits = nn.Dense(self.classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name="classifier")(normalised)
         return normalised, logits
+
+
+class BNNecks(nn.Module):
+    """One `BNNeck`, named head_0, head_1 ..., for each of several features (their widths may differ)."""
+
+    classes: int
+
+    @nn.compact
+    def __call__(self, features: Sequence[Array], train: bool) -> tuple[tuple[Array, ...], tuple[Array, ...]]:
+        """Features [B, D] each -> (normalised features, logits float32 [B, C]), in the same order."""
+        pairs = [BNNeck(self.classes, name=f"head_{number}")(feature, train) for number, feature in enumerate(features)]
+        return tuple(normalised for normalised, _ in pairs), tuple(logits for _, logits in pairs)

@@ -89,7 +89,7 @@ class DropPath(nn.Module):
         if not train or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        mask = jax.random.bernoulli(self.make_rng("drop_path"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
+        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
         return jnp.where(mask, x / keep, 0).astype(x.dtype)
 
 
@@ -102,39 +102,55 @@ class Attention(nn.Module):
 
     heads: int
     dtype: jnp.dtype = jnp.float32
+    qkv_bias: bool = True
+    scale: float | None = None  # of the query-key products; None: 1 / sqrt(width / heads)
+    dropout: float = 0.0  # of the attention weights, in training
 
     @nn.compact
-    def __call__(self, x: Array, mask: Array | None = None, return_cls_logits: bool = False) -> tuple[Array, Array | None]:
+    def __call__(
+        self, x: Array, train: bool = False, mask: Array | None = None, return_cls_logits: bool = False
+    ) -> tuple[Array, Array | None]:
         batch, tokens, width = x.shape
-        dense = lambda features, name: nn.Dense(  # noqa: E731
-            features, dtype=self.dtype, kernel_init=trunc_normal(), bias_init=nn.initializers.zeros_init(), name=name
-        )
-        qkv = dense(3 * width, "qkv")(x).reshape(batch, tokens, 3, self.heads, width // self.heads)
+        scale = (width // self.heads) ** -0.5 if self.scale is None else self.scale
+        qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=trunc_normal(), name="qkv")(x)
+        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
-        out = jax.nn.dot_product_attention(query, key, value, mask=mask)
+        if train and self.dropout:  # the library's attention has no dropout
+            logits = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
+            weights = jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
+            weights = nn.Dropout(self.dropout, deterministic=False)(weights.astype(self.dtype))
+            out = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        else:
+            out = jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
         cls_logits = None
         if return_cls_logits:
-            scale = (width // self.heads) ** -0.5
             cls_logits = scale * jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
-        return dense(width, "proj")(out.reshape(batch, tokens, width)), cls_logits
+        out = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="proj")(out.reshape(batch, tokens, width))
+        return out, cls_logits
 
 
 class Mlp(nn.Module):
-    """Two dense layers with an activation between them. [..., D] -> [..., D]."""
+    """Two dense layers with an activation between them, dropout after each. [..., D] -> [..., D]."""
 
     hidden: int
     dtype: jnp.dtype = jnp.float32
     activation: callable = gelu
+    dropout: float = 0.0
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
+    def __call__(self, x: Array, train: bool = False) -> Array:
         width = x.shape[-1]
+        drop = nn.Dropout(self.dropout, deterministic=not train)
         x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=trunc_normal(), name="fc1")(x)
-        return nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="fc2")(self.activation(x))
+        x = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="fc2")(drop(self.activation(x)))
+        return drop(x)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path."""
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path.
+
+    Randomness (drop path and dropout) comes from the stream "dropout".
+    """
 
     heads: int
     mlp_ratio: int
@@ -142,16 +158,20 @@ class Block(nn.Module):
     epsilon: float
     dtype: jnp.dtype = jnp.float32
     activation: callable = gelu
+    qkv_bias: bool = True
+    attention_scale: float | None = None
+    dropout: float = 0.0
+    attention_dropout: float = 0.0
 
     @nn.compact
     def __call__(
         self, x: Array, train: bool, mask: Array | None = None, return_cls_logits: bool = False
     ) -> tuple[Array, Array | None]:
         width = x.shape[-1]
-        y, cls_logits = Attention(self.heads, self.dtype, name="attn")(
-            LayerNorm(self.epsilon, self.dtype, name="norm1")(x), mask, return_cls_logits
-        )
+        attention = Attention(self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, name="attn")
+        y, cls_logits = attention(LayerNorm(self.epsilon, self.dtype, name="norm1")(x), train, mask, return_cls_logits)
+        y = nn.Dropout(self.dropout, deterministic=not train)(y)
         x = x + DropPath(self.drop_path)(y, train)
         y = LayerNorm(self.epsilon, self.dtype, name="norm2")(x)
-        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, name="mlp")(y)
+        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, name="mlp")(y, train)
         return x + DropPath(self.drop_path)(y, train), cls_logits

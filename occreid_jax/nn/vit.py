@@ -6,6 +6,7 @@ Source: He et al., "TransReID: Transformer-based Object Re-Identification", ICCV
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import NamedTuple
 
 import jax
@@ -25,16 +26,32 @@ class Size:
     depth: int
     heads: int
     mlp_ratio: int = 4
+    qkv_bias: bool = True
+    attention_scale: float | None = None  # None: 1 / sqrt(width / heads)
 
 
 SIZES = {
     "micro": Size(32, 2, 2),  # for tests
     "demo": Size(192, 4, 3),  # for the embedded benchmark: a laptop trains it in minutes
     "tiny": Size(192, 12, 3),
-    "small": Size(384, 12, 6),
+    "small": Size(384, 12, 6),  # DeiT-S
+    "wide_small": Size(768, 8, 8, 3, False, 768**-0.5),  # the ViT-S of TransReID's tables
     "base": Size(768, 12, 12),
     "large": Size(1024, 24, 16),
 }
+
+
+def size_of(name: str) -> Size:
+    """The `Size` called ``name``, or WIDTHxDEPTHxHEADS such as "64x2x4". Raises ValueError for anything else."""
+    if name in SIZES:
+        return SIZES[name]
+    numbers = re.fullmatch(r"([1-9]\d*)x([1-9]\d*)x([1-9]\d*)", name)
+    if not numbers:
+        raise ValueError(f"unknown '{name}'; known: {', '.join(SIZES)}, or WIDTHxDEPTHxHEADS such as 384x6x6")
+    size = Size(*map(int, numbers.groups()))
+    if size.width % size.heads:
+        raise ValueError(f"'{name}': the width must be a multiple of the number of heads")
+    return size
 
 
 def grid_size(image_size: tuple[int, int], patch: int, stride: int) -> tuple[int, int]:
@@ -113,8 +130,8 @@ class ViT(nn.Module):
     ``from_scratch`` chooses initial values with which a small encoder learns from nothing in minutes: patches of unit variance
     and positions nearly as large, where the originals start tiny and rely on ImageNet weights.
 
-    Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks` and `finish` one by one; ``__call__`` is
-    the four in a row.
+    Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks` and `finish` one by one; `trunk` is the
+    first three in a row and ``__call__`` all four. Blocks that are never called have no parameters.
     """
 
     size: Size
@@ -125,6 +142,9 @@ class ViT(nn.Module):
     camera_scale: float = 3.0
     extra_tokens: int = 0
     drop_path: float = 0.0
+    dropout: float = 0.0  # after the positions, the attention's projection and both layers of the MLP
+    attention_dropout: float = 0.0
+    positions: bool = True
     epsilon: float = 1e-6
     from_scratch: bool = False
     remat: bool = False
@@ -139,19 +159,21 @@ class ViT(nn.Module):
         kernel_stddev = (3 * self.patch**2) ** -0.5 if self.from_scratch else None
         self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, kernel_stddev=kernel_stddev, dtype=self.dtype)
         self.cls_token = self.param("cls_token", trunc_normal(), (1, 1, size.width))
-        positions = trunc_normal(0.5 if self.from_scratch else 0.02)
-        self.pos_embed = self.param("pos_embed", positions, (1, 1 + patches, size.width))
+        if self.positions:
+            positions = trunc_normal(0.5 if self.from_scratch else 0.02)
+            self.pos_embed = self.param("pos_embed", positions, (1, 1 + patches, size.width))
         if self.extra_tokens:
             self.part_tokens = self.param("part_tokens", trunc_normal(), (1, self.extra_tokens, size.width))
         if self.cameras:
             self.camera_embed = self.param("camera_embed", trunc_normal(), (self.cameras, size.width))
-        block = nn.remat(Block, static_argnums=(2, 4)) if self.remat else Block
-        rates = [self.drop_path * i / max(size.depth - 1, 1) for i in range(size.depth)]
-        self.block = [
-            block(size.heads, size.mlp_ratio, rate, self.epsilon, self.dtype, name=f"block_{i:02d}")
-            for i, rate in enumerate(rates)
-        ]
+        self.block = [self.make_block(self.drop_path * i / max(size.depth - 1, 1), f"block_{i:02d}") for i in range(size.depth)]
         self.norm = LayerNorm(self.epsilon)
+        self.drop = nn.Dropout(self.dropout)
+
+    def make_block(self, drop_path: float, name: str) -> Block:
+        return transformer_block(
+            self.size, drop_path, self.epsilon, self.dtype, self.dropout, self.attention_dropout, self.remat, name
+        )
 
     def embed_patches(self, images: Array) -> Array:
         """Images [B, H, W, 3] -> patch tokens [B, N, D], before cls, positions and camera."""
@@ -165,8 +187,10 @@ class ViT(nn.Module):
         batch = patches.shape[0]
         width = self.size.width
         expand = lambda token: jnp.broadcast_to(token, (batch, token.shape[1], width)).astype(self.dtype)  # noqa: E731
-        positions = self.pos_embed.astype(self.dtype)
-        pieces = [expand(self.cls_token) + positions[:, :1], patches.astype(self.dtype) + positions[:, 1:]]
+        pieces = [expand(self.cls_token), patches.astype(self.dtype)]
+        if self.positions:
+            positions = self.pos_embed.astype(self.dtype)
+            pieces = [pieces[0] + positions[:, :1], pieces[1] + positions[:, 1:]]
         if self.extra_tokens:
             pieces.insert(1, expand(self.part_tokens))
         x = jnp.concatenate(pieces, axis=1)
@@ -181,6 +205,8 @@ class ViT(nn.Module):
     ) -> tuple[Array, tuple[Array, ...], Array | None]:
         """Runs blocks start..stop-1. Returns (x, the output of every block run, cls logits of the last one or None)."""
         taps, cls_logits = [], None
+        if start == 0:
+            x = self.drop(x, deterministic=not train)
         chosen = self.block[start:stop]
         for number, block in enumerate(chosen):
             x, cls_logits = block(x, train, None, return_cls_logits and number == len(chosen) - 1)
@@ -191,20 +217,50 @@ class ViT(nn.Module):
         """Final LayerNorm, float32."""
         return self.norm(x)
 
+    def trunk(
+        self,
+        images: Array,
+        camids: Array | None = None,
+        train: bool = False,
+        stop: int | None = None,
+        return_cls_logits: bool = False,
+    ) -> tuple[Array, tuple[Array, ...], Array | None]:
+        """Images -> what `blocks` returns after block stop - 1, before the final norm."""
+        return self.blocks(self.assemble(self.embed_patches(images), camids), train, 0, stop, return_cls_logits)
+
     def __call__(
         self, images: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
     ) -> ViTOutput:
-        x, taps, cls_logits = self.blocks(
-            self.assemble(self.embed_patches(images), camids), train, return_cls_logits=return_cls_logits
-        )
+        x, taps, cls_logits = self.trunk(images, camids, train, None, return_cls_logits)
         return ViTOutput(self.finish(x), taps, cls_logits)
+
+
+def transformer_block(
+    size: Size,
+    drop_path: float,
+    epsilon: float,
+    dtype: jnp.dtype,
+    dropout: float = 0.0,
+    attention_dropout: float = 0.0,
+    remat: bool = False,
+    name: str | None = None,
+) -> Block:
+    """One block of an encoder of this size; ``remat`` computes it again in the backward pass instead of keeping its insides."""
+    block = nn.remat(Block, static_argnums=(2, 4)) if remat else Block
+    return block(
+        size.heads, size.mlp_ratio, drop_path, epsilon, dtype,
+        qkv_bias=size.qkv_bias, attention_scale=size.attention_scale,
+        dropout=dropout, attention_dropout=attention_dropout, name=name,
+    )  # fmt: skip
+
+
+def block_flops(size: Size, tokens: int) -> float:
+    """Floating-point operations (2 per multiply-add) of one block on one image of ``tokens`` tokens; norms are left out."""
+    return 2.0 * (tokens * (4 + 2 * size.mlp_ratio) * size.width**2 + 2 * tokens**2 * size.width)
 
 
 def forward_flops(size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0) -> float:
     """Floating-point operations (2 per multiply-add) of one image's forward pass, attention included, norms left out."""
     rows, columns = grid_size(image_size, patch, stride)
-    patches = rows * columns
-    tokens = 1 + extra_tokens + patches
-    dense = tokens * (4 + 2 * size.mlp_ratio) * size.width**2
-    attention = 2 * tokens**2 * size.width
-    return 2.0 * (patches * patch**2 * 3 * size.width + size.depth * (dense + attention))
+    embedding = 2.0 * rows * columns * patch**2 * 3 * size.width
+    return embedding + size.depth * block_flops(size, 1 + extra_tokens + rows * columns)

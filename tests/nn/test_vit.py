@@ -89,7 +89,7 @@ def test_cls_logits_are_the_attention_before_the_softmax():
     model = layers.Attention(2)
     x = jax.random.normal(jax.random.key(0), (2, 5, 8))
     variables = model.init(jax.random.key(1), x)
-    out, logits = model.apply(variables, x, None, True)
+    out, logits = model.apply(variables, x, return_cls_logits=True)
     qkv = x @ variables["params"]["qkv"]["kernel"] + variables["params"]["qkv"]["bias"]
     query, key, value = np.split(np.asarray(qkv).reshape(2, 5, 3, 2, 4), 3, axis=2)
     expected = np.einsum("bhd,bthd->bht", query[:, 0, 0], key[:, :, 0]) / 2.0
@@ -113,7 +113,7 @@ def test_batch_norm_has_torch_conventions():
 def test_drop_path_keeps_the_mean_and_drops_whole_images():
     model = layers.DropPath(0.25)
     x = jnp.ones((400, 3, 2))
-    out = model.apply({}, x, True, rngs={"drop_path": jax.random.key(0)})
+    out = model.apply({}, x, True, rngs={"dropout": jax.random.key(0)})
     values = np.unique(np.asarray(out))
     np.testing.assert_allclose(values, [0.0, 1 / 0.75], rtol=1e-6)
     assert np.ptp(np.asarray(out), axis=(1, 2)).max() == 0
