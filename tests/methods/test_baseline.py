@@ -62,7 +62,8 @@ def test_pretrained_weights_must_fit():
     weights["grid"] = np.array([4, 2])
     loaded, _ = method.load_pretrained(params, extra, weights)
     np.testing.assert_array_equal(loaded["backbone"]["norm"]["scale"], weights["norm/scale"])
-    np.testing.assert_array_equal(loaded["heads"]["head_0"]["classifier"]["kernel"], params["heads"]["head_0"]["classifier"]["kernel"])
+    head, before = loaded["heads"]["head_0"], params["heads"]["head_0"]
+    np.testing.assert_array_equal(head["classifier"]["kernel"], before["classifier"]["kernel"])
     with pytest.raises(UserError, match="1 missing: norm/bias"):
         method.load_pretrained(params, extra, {name: value for name, value in weights.items() if name != "norm/bias"})
     with pytest.raises(UserError, match="1 unused: head/kernel"):
