@@ -80,6 +80,8 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         every_epochs=0,  # 0: only before the first and after the last epoch
         batch_size=128,
         flip=False,  # average the features of a picture and of its mirror image
+        rerank="",  # "k1,k2,lambda" such as "20,6,0.3": k-reciprocal re-ranking of the distances
+        expansion="",  # "k,alpha" such as "5,3": average query expansion of the features
         untrained=True,  # evaluate once before training
     )
     config.init = dict(

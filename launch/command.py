@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import re
 import sys
@@ -42,16 +43,17 @@ def fail(message: str, status: int) -> None:
     os._exit(status) if status > 128 else sys.exit(status)
 
 
-def parse(arguments: list[str]) -> list[str]:
-    """absl's parser with every mistake as one line."""
+def parse(arguments: list[str], words: bool = False) -> list[str]:
+    """absl's parser with every mistake as one line. Arguments that are no flags are one, unless ``words`` allows them."""
     logging.set_verbosity(logging.FATAL)  # what goes wrong is told once, here
     try:
         rest = flags.FLAGS(arguments)
     except Exception as error:  # a config file is a program: loading it can fail in any way
         refuse(arguments, error)
-    if "config" in flags.FLAGS and not isinstance(flags.FLAGS["config"].value, ConfigDict):
+    given = "config" in flags.FLAGS and any(argument.lstrip("-").startswith("config") for argument in arguments[1:])
+    if given and not isinstance(flags.FLAGS["config"].value, ConfigDict):
         refuse(arguments, None)  # a file that is missing or unreadable is told only when the config is used
-    if len(rest) > 1:
+    if len(rest) > 1 and not words:
         fail(f"unexpected argument '{rest[1]}'; flags look like --name=value", USAGE)
     return rest
 
@@ -66,20 +68,20 @@ def refuse(arguments: list[str], error: Exception | None) -> None:
     fail(f"{text}; --help lists the flags", USAGE)
 
 
-def run(main: Callable[[], int | None]) -> None:
+def run(main: Callable[..., int | None], words: bool = False) -> None:
     """Runs ``main`` after the flags are parsed. `UserError` becomes one line and exit status 1; other errors keep their
-    traceback, since they are ours to mend."""
+    traceback, since they are ours to mend. With ``words``, arguments that are no flags are allowed and ``main`` gets them."""
     from occreid_jax import config as configuration
     from occreid_jax.errors import UserError
 
-    def guarded(_) -> int | None:
+    def guarded(rest: list[str]) -> int | None:
         logging.set_verbosity(logging.FATAL)  # once more: parsing sets the flag's default
         # A compile cache that cannot be read or written costs time and nothing else.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
         try:
-            if "config" in flags.FLAGS:
+            if "config" in flags.FLAGS and flags.FLAGS.config is not None:  # some commands do without one
                 configuration.validate(flags.FLAGS.config)  # before anything slow is imported, opened or rendered
-            return main()
+            return main(*([rest[1:]] if words else []))
         except UserError as error:
             fail(str(error), MISTAKE)
         except OSError as error:
@@ -91,7 +93,7 @@ def run(main: Callable[[], int | None]) -> None:
             fail("interrupted", 130)
 
     sys.unraisablehook = unraisable
-    app.run(guarded, flags_parser=parse)
+    app.run(guarded, flags_parser=functools.partial(parse, words=words))
 
 
 def unraisable(what) -> None:

@@ -24,7 +24,8 @@ REQUIRED = (
     "seed", "dtype", "data.name", "data.root", "data.cache", "data.size", "data.split", "data.synthetic_seed", "data.camera",
     "data.image_size", "data.train_filter", "data.test_filter", "data.resident", "mesh.devices", "loop.steps_per_call",
     "loop.accumulate", "loop.log_every", "checkpoint.every_epochs", "checkpoint.keep", "evaluation.every_epochs",
-    "evaluation.batch_size", "evaluation.flip", "evaluation.untrained", "init.weights", "init.run", "init.skip",
+    "evaluation.batch_size", "evaluation.flip", "evaluation.rerank", "evaluation.expansion",
+    "evaluation.untrained", "init.weights", "init.run", "init.skip",
     "report.enabled", "report.queries", "report.samples", "method.name", "stages",
 )  # fmt: skip
 # (pattern of keys, least, most); most may be None. Keys that a config does not have are passed over.
@@ -58,6 +59,11 @@ RANGES = (
     ("stages.*.optimizer.clip_norm", 0, None),
     ("stages.*.optimizer.schedule.warmup_epochs", 0, None),
 )
+# Texts that are empty or hold numbers: key -> (their names, an example, the largest value of the last)
+TEXTS = {
+    "evaluation.rerank": ("k1,k2,lambda", "20,6,0.3", 1.0),
+    "evaluation.expansion": ("k,alpha", "5,3", math.inf),
+}
 # Tuples of numbers: (pattern of keys, how many, what they are)
 NUMBERS = (
     ("method.mean", 3, "red, green and blue"),
@@ -87,6 +93,11 @@ def validate(config: ConfigDict) -> None:
                 raise UserError(f"config.{path} is {tuple(value)}; it must be {count} numbers: {words}")
         if fnmatch.fnmatchcase(path, "stages.*.optimizer.groups") and not all(is_group(entry) for entry in value):
             raise UserError(f"config.{path} is {tuple(value)}; it must be (path regex, factor) pairs like ('head', 10.0)")
+    for path, (names, example, most) in TEXTS.items():
+        whole = ",".join([r"[1-9]\d{0,5}"] * names.count(","))
+        found = re.fullmatch(rf"{whole},(\d+(?:\.\d+)?)", values[path])
+        if values[path] and not (found and float(found[1]) <= most):
+            raise UserError(f"config.{path} is '{values[path]}'; it must be empty or {names} such as {example}")
     size = tuple(config.data.image_size)
     if len(size) != 2 or not all(type(side) is int and side >= 8 for side in size):
         raise UserError(f"config.data.image_size is {size}; it must be height,width in pixels, whole numbers of at least 8")

@@ -5,7 +5,9 @@ Public:
 * `rank_metrics`, `rank_metrics_blocks`: CMC, mAP, mINP and a record per query, from a distance matrix or from blocks of it,
 * `RankMetrics`, `QUERY_RECORD`: their result; `WRONG`, `RIGHT`, `JUNK`: the flags of its ranked lists,
 * `normalize`, `euclidean`: the usual features and distance,
-* `blocks`: any distance function, block by block.
+* `blocks`: any distance function, block by block,
+* `k_reciprocal`, `rerank_blocks`: k-reciprocal re-ranking of features, and of any method's distance,
+* `average_query_expansion`: features averaged with those of their nearest neighbours.
 
 Typical use::
 
@@ -14,6 +16,7 @@ Typical use::
 """
 
 from occreid_jax.evaluation.distance import blocks, euclidean, normalize
+from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import (
     JUNK,
     QUERY_RECORD,
@@ -23,6 +26,7 @@ from occreid_jax.evaluation.metrics import (
     rank_metrics,
     rank_metrics_blocks,
 )
+from occreid_jax.evaluation.rerank import k_reciprocal, rerank_blocks
 
 __all__ = [
     "JUNK",
@@ -30,9 +34,12 @@ __all__ = [
     "RIGHT",
     "WRONG",
     "RankMetrics",
+    "average_query_expansion",
     "blocks",
     "euclidean",
+    "k_reciprocal",
     "normalize",
     "rank_metrics",
     "rank_metrics_blocks",
+    "rerank_blocks",
 ]

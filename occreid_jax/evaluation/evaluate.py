@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -16,7 +16,9 @@ from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.distance import blocks
 from occreid_jax.evaluation.embed import embed_split
+from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics_blocks
+from occreid_jax.evaluation.rerank import rerank_blocks
 from occreid_jax.types import Dataset, Method
 
 KEPT_RANKS = 20  # places of every ranked list that a report can show
@@ -64,16 +66,33 @@ def evaluate(
     query, gallery = dataset.query, dataset.gallery
     try:
         metrics = rank_metrics_blocks(
-            blocks(method.distance, features["query"], features["gallery"]),
+            distances(method, features, settings),
             query.pids, gallery.pids, query.camids, gallery.camids,
             keep_ranked=KEPT_RANKS,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(f"{dataset.protocol}: {error}") from error
     results = summarise(metrics, dataset)
+    # Both use the test set as a whole, so their figures must not pass for plain ones.
+    for name in ("expansion", "rerank"):
+        results["protocol"] += f"+{name}={settings[name]}" if settings[name] else ""
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics)
+
+
+def distances(method: Method, features: Mapping[str, Any], settings) -> Iterator[tuple[slice, np.ndarray]]:
+    """Blocks of the method's distance, with query expansion before and re-ranking after it if ``settings`` asks for them."""
+    query, gallery = features["query"], features["gallery"]
+    if settings.expansion:
+        if not isinstance(query, np.ndarray | jax.Array):
+            raise UserError("config.evaluation.expansion needs one feature per image; this method has several, leave it empty")
+        k, alpha = settings.expansion.split(",")
+        query, gallery = average_query_expansion(query, gallery, int(k), float(alpha))
+    if settings.rerank:
+        k1, k2, share = settings.rerank.split(",")
+        return rerank_blocks(method.distance, query, gallery, int(k1), int(k2), float(share))
+    return blocks(method.distance, query, gallery)
 
 
 def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from types import MappingProxyType
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,15 @@ from occreid_jax.errors import UserError
 from occreid_jax.train.schedules import learning_rates
 
 Array = jax.Array
+ADAM = MappingProxyType({"b1": 0.9, "b2": 0.999, "eps": 1e-8})  # torch's defaults, which all originals keep
+
+
+class Group(NamedTuple):
+    """What the parameters of one group share."""
+
+    name: str  # key in the state of the optimiser
+    learning_rate: float  # before the schedule
+    weight_decay: float
 
 
 def is_bias(path: str) -> bool:
@@ -37,8 +48,26 @@ def direction(block) -> list[optax.GradientTransformation]:
     if block.name == "sgd":
         return [optax.trace(block.momentum)]
     if block.name in ("adam", "adamw"):
-        return [optax.scale_by_adam(b1=0.9, b2=0.999, eps=1e-8)]
+        return [optax.scale_by_adam(**ADAM)]
     raise UserError(f"optimizer.name: unknown '{block.name}'; known: sgd, adam, adamw")
+
+
+def parameter_groups(block, paths: Iterable[str]) -> dict[str, Group]:
+    """The group of every parameter path, in the order of ``paths``, under one optimiser block.
+
+    The first pattern of ``block.groups`` that occurs in a path multiplies its learning rate; biases have a factor and a decay of
+    their own on top.
+    """
+    groups = tuple((str(pattern), float(factor)) for pattern, factor in block.groups)
+
+    def group(path: str) -> Group:
+        number = next((number for number, (pattern, _) in enumerate(groups) if re.search(pattern, path)), len(groups))
+        factor = groups[number][1] if number < len(groups) else 1.0
+        if is_bias(path):
+            return Group(f"group{number}_bias", block.learning_rate * factor * block.bias_factor, block.bias_weight_decay)
+        return Group(f"group{number}", block.learning_rate * factor, block.weight_decay)
+
+    return {path: group(path) for path in paths}
 
 
 def make_optimizer(block, paths: tuple[str, ...], epoch_ends: np.ndarray, accumulate: int = 1) -> optax.GradientTransformation:
@@ -47,26 +76,17 @@ def make_optimizer(block, paths: tuple[str, ...], epoch_ends: np.ndarray, accumu
     Decay is coupled (added to the gradient, as torch's SGD and Adam do) except for ``adamw``. ``epoch_ends`` int [epochs] holds
     the number of steps of this stage after each epoch. The learning rate multiplies after the momentum buffer, as torch does.
     """
-    epochs = len(epoch_ends)
-    groups = tuple((str(pattern), float(factor)) for pattern, factor in block.groups)
 
-    def label(path: str) -> str:
-        group = next((number for number, (pattern, _) in enumerate(groups) if re.search(pattern, path)), len(groups))
-        return f"group{group}{'_bias' if is_bias(path) else ''}"
-
-    def chain(name: str) -> optax.GradientTransformation:
-        bias = name.endswith("_bias")
-        group = int(name.removesuffix("_bias").removeprefix("group"))
-        factor = groups[group][1] if group < len(groups) else 1.0
-        base = block.learning_rate * factor * (block.bias_factor if bias else 1.0)
-        rate = by_epoch(learning_rates(block.schedule, base, epochs), epoch_ends, accumulate)
-        decay = optax.add_decayed_weights(block.bias_weight_decay if bias else block.weight_decay)
+    def chain(group: Group) -> optax.GradientTransformation:
+        rates = learning_rates(block.schedule, group.learning_rate, len(epoch_ends))
+        decay = optax.add_decayed_weights(group.weight_decay)
         steps = direction(block)
         steps = [*steps, decay] if block.name == "adamw" else [decay, *steps]
-        return optax.chain(*steps, optax.scale_by_learning_rate(rate))
+        return optax.chain(*steps, optax.scale_by_learning_rate(by_epoch(rates, epoch_ends, accumulate)))
 
-    labels = {path: label(path) for path in paths}
-    optimizer = optax.partition({name: chain(name) for name in sorted(set(labels.values()))}, labels)
+    groups = parameter_groups(block, paths)
+    chains = {group.name: chain(group) for group in sorted(set(groups.values()))}
+    optimizer = optax.partition(chains, {path: group.name for path, group in groups.items()})
     if block.clip_norm:
         optimizer = optax.chain(optax.clip_by_global_norm(block.clip_norm), optimizer)
     return optax.MultiSteps(optimizer, accumulate) if accumulate > 1 else optimizer

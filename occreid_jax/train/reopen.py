@@ -1,4 +1,4 @@
-"""A run folder opened again: its data, its method and the parameters of a checkpoint."""
+"""A trained model opened again, with its data and its method: from a run folder or from ported weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from occreid_jax.files import read_json
 from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.setup import Setup, open_setup, read_meta
-from occreid_jax.train.start import initial_model
+from occreid_jax.train.start import initial_model, load_weights
+from occreid_jax.types import Meta
+from occreid_jax.weights.port import read_ported
 
 
 def read_config(workdir: Path):
@@ -49,3 +51,22 @@ def open_run(
             raise UserError(f"{workdir}: no {kind}; let the run finish an epoch first, with launch/train.py")
         target = abstract(jax.eval_shape(setup.method.init, jax.random.key(0)), setup.devices)
         return setup, *checkpoints.restore_model(step, *target, best=best)
+
+
+def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup, Any, Any]:
+    """``(setup, params, extra)`` of a whole model that launch/port_weights.py brought, on the dataset of ``config``.
+
+    The numbers of identities and cameras are the model's own, so everything must fit. Raises `UserError` if it does not, or if
+    the weights are those of an encoder alone.
+    """
+    _, metadata = read_ported(weights)
+    if metadata["kind"] != "model":
+        raise UserError(f"{weights}: an encoder alone cannot be evaluated; train with --config.init.weights={weights}")
+    meta = Meta(int(metadata["identities"]), int(metadata["cameras"]), tuple(config.data.image_size), images=0)
+    setup = open_setup(config, reporter, meta)
+    params, extra = jax.jit(setup.method.init)(jax.random.key(config.seed))
+    try:
+        return setup, *load_weights(setup.method, params, extra, weights)
+    except UserError as error:
+        told = ", ".join(f"{name} {value}" for name, value in sorted(metadata.items()) if name not in ("format", "kind"))
+        raise UserError(f"{error}. The file tells: {told}; give --config the same backbone, stride and switches") from error

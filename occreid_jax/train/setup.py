@@ -112,6 +112,13 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     dataset = open_dataset(config, reporter)
     for note in dataset.notes:
         reporter.line(f"note: {note}")
+    if meta is not None and config.method.get("camera"):
+        cameras = 1 + max(int(split.camids.max()) for split in (dataset.query, dataset.gallery))
+        if cameras > meta.cameras:
+            raise UserError(
+                f"{dataset.protocol} has cameras up to number {cameras}, the model was trained with {meta.cameras} and has no "
+                "vector for the others; evaluate a model without camera embedding"
+            )
     meta = meta or Meta(
         identities=len(np.unique(dataset.train.pids)),
         cameras=int(dataset.train.camids.max()) + 1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +13,43 @@ import orbax.checkpoint as ocp
 from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, first_line
 from occreid_jax.types import Method
-from occreid_jax.weights.read import read_weights
-from occreid_jax.weights.trees import merge
+from occreid_jax.weights.port import read_ported
+from occreid_jax.weights.trees import merge, unflatten
 
 
 def initial_model(method: Method, config) -> tuple[Any, Any]:
     """``(params, extra)`` before the first step.
 
     ``config.init.run`` names a run folder to take the last parameters from; those that ``config.init.skip`` matches may be
-    missing there or have another shape (the classifier of another dataset). ``config.init.weights`` names a file for
-    `Method.load_pretrained`.
+    missing there or have another shape (the classifier of another dataset). ``config.init.weights`` names what
+    launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, or a whole model, to which ``config.init.skip`` applies
+    as well.
     """
     params, extra = jax.jit(method.init)(jax.random.fold_in(jax.random.key(config.seed), 1))
     init = config.init
     if init.weights:
-        params, extra = method.load_pretrained(params, extra, read_weights(init.weights))
+        params, extra = load_weights(method, params, extra, init.weights, init.skip)
     if init.run:
         stored = read_run(Path(init.run))
         params = merge(params, stored["params"], init.skip, f"the parameters of {init.run}")
     return params, extra
+
+
+def load_weights(method: Method, params: Any, extra: Any, path: str | Path, skip: str = "") -> tuple[Any, Any]:
+    """``(params, extra)`` with ported weights in place of initial values; `UserError` if they do not fit the method."""
+    arrays, metadata = read_ported(path)
+    return place_weights(method, params, extra, arrays, metadata["kind"], skip, f"the weights of {path} ({metadata['family']})")
+
+
+def place_weights(
+    method: Method, params: Any, extra: Any, arrays: Mapping[str, np.ndarray], kind: str, skip: str = "", source: str = "weights"
+) -> tuple[Any, Any]:
+    """``arrays`` of an "encoder" (the method places them) or of a whole "model" (paths below params/ and extra/)."""
+    if kind == "encoder":
+        return method.load_pretrained(params, extra, arrays)
+    given = unflatten(arrays)
+    params = merge(params, given["params"], skip, source)
+    return params, extra | {name: merge(extra.get(name, {}), tree, skip, source) for name, tree in given.get("extra", {}).items()}
 
 
 def read_run(workdir: Path, step: int | None = None) -> dict[str, Any]:

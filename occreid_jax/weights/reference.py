@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -89,6 +90,7 @@ class Comparison:
     noise: float  # rounding error of the official code for this output, 0 where none is stored
     allowed: float
     problem: str = ""  # why no difference could be taken
+    reason: str = ""  # why ``allowed`` is another number than the usual one
 
     @property
     def passed(self) -> bool:
@@ -114,15 +116,27 @@ class Comparison:
     def __str__(self) -> str:
         if self.problem:
             return f"{self.key}: {self.problem}"
-        word = "ok" if self.passed else f"TOO LARGE, allowed {self.allowed:.2e}"
-        return f"{self.key}: error {self.error:.2e}, relative {self.relative:.2e}, noise x{self.noise_multiple:.1f}, {word}"
+        numbers = f"error {self.error:.2e}, relative {self.relative:.2e}, noise x{self.noise_multiple:.1f}"
+        return f"{self.key}: {numbers}, {self.verdict}"
+
+    @property
+    def verdict(self) -> str:
+        """``ok`` or what is wrong, with the allowance where it is not the usual one."""
+        if self.problem:
+            return f"FAILED: {self.problem}"
+        allowance = f"allowed {self.allowed:.1e}" + (f": {self.reason}" if self.reason else "")
+        if not self.passed:
+            return f"TOO LARGE, {allowance}"
+        return f"ok ({allowance})" if self.reason else "ok"
 
 
-def compare(key: str, values, reference: np.ndarray, noise: float = 0.0) -> Comparison:
+def compare(
+    key: str, values, reference: np.ndarray, noise: float = 0.0, allowed: float | None = None, reason: str = ""
+) -> Comparison:
     """``values`` against ``reference``: the error may be max(2e-6 * max|reference|, 30 * noise).
 
-    Integers and truth values must be equal. nan must meet nan (it marks a parameter that gets no gradient), and infinities the
-    same infinity.
+    ``allowed`` replaces that number, and ``reason`` says in a few words why. Integers and truth values must be equal. nan must
+    meet nan (it marks a parameter that gets no gradient), and infinities the same infinity.
     """
     values, reference = np.asarray(values), np.asarray(reference)
     if values.shape != reference.shape:
@@ -136,11 +150,11 @@ def compare(key: str, values, reference: np.ndarray, noise: float = 0.0) -> Comp
     values, exact = values.astype(np.float64), reference.astype(np.float64)
     finite = np.isfinite(exact)
     largest = float(np.abs(exact[finite]).max(initial=0.0))
-    allowed = max(RELATIVE_FLOOR * largest, NOISE_FACTOR * noise)
+    allowed = max(RELATIVE_FLOOR * largest, NOISE_FACTOR * noise) if allowed is None else float(allowed)
     if not np.array_equal(values[~finite], exact[~finite], equal_nan=True) or not np.isfinite(values[finite]).all():
-        return Comparison(key, float("inf"), largest, noise, allowed, "nan or infinity at other places")
+        return Comparison(key, float("inf"), largest, noise, allowed, "nan or infinity at other places", reason)
     error = float(np.abs(values[finite] - exact[finite]).max(initial=0.0))
-    return Comparison(key, error, largest, noise, allowed)
+    return Comparison(key, error, largest, noise, allowed, reason=reason)
 
 
 class ReferenceFile:
@@ -158,13 +172,16 @@ class ReferenceFile:
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 arrays = {name: file[name] for name in file.files}
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise UserError(f"{self.path}: not a readable .npz file ({error})") from error
         if not any(name.startswith("out.") for name in arrays):
             raise UserError(f"{self.path}: holds no outputs (out.*), so it is no reference file")
 
         def parsed(name, default):
-            return json.loads(str(arrays[name])) if name in arrays else default
+            try:
+                return json.loads(str(arrays[name])) if name in arrays else default
+            except json.JSONDecodeError as error:
+                raise UserError(f"{self.path}: its {name} is no JSON ({error})") from error
 
         def under(prefix):
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
@@ -224,8 +241,14 @@ class ReferenceFile:
             if array is not None and not np.isclose(found, expected, rtol=relative, atol=0.0):
                 raise UserError(f"{self.path}: {name} sums to {found:.9g} by the recipe, {expected:.9g} in the file")
 
-    def compare(self, key: str, values) -> Comparison:
+    def input(self, name: str) -> np.ndarray:
+        """The stored input ``name``; a `UserError` if the file lacks it."""
+        if name not in self.inputs:
+            raise UserError(f"{self.path}: lacks the input {name!r}")
+        return self.inputs[name]
+
+    def compare(self, key: str, values, allowed: float | None = None, reason: str = "") -> Comparison:
         """`compare` with the stored output ``key`` and its stored rounding error."""
         if key not in self.outputs:
             raise UserError(f"{self.path}: has no output {key!r}")
-        return compare(key, values, self.outputs[key], self.noise.get(key, 0.0))
+        return compare(key, values, self.outputs[key], self.noise.get(key, 0.0), allowed, reason)

@@ -54,6 +54,28 @@ def test_results_have_the_promised_names(opened):
     assert evaluation.metrics.ranked_indices.shape == (24, 20)
 
 
+def test_reranking_and_expansion_are_settings_and_change_the_protocol(opened):
+    from occreid_jax.evaluation import average_query_expansion, euclidean, rank_metrics, rerank_blocks
+
+    setup, params, extra, columns = opened
+    run = lambda: evaluate(  # noqa: E731
+        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task
+    ).results
+    query, gallery = (embed(setup, params, extra, columns[role], 24) for role in ("query", "gallery"))
+    labels = [getattr(getattr(setup.dataset, role), name) for name in ("pids", "camids") for role in ("query", "gallery")]
+    plain = setup.dataset.protocol
+    setup.config.evaluation.rerank = "5,2,0.4"
+    distance = np.concatenate([block for _, block in rerank_blocks(euclidean, query, gallery, 5, 2, 0.4)])
+    results = run()
+    assert results["protocol"] == f"{plain}+rerank=5,2,0.4"
+    assert results["mAP"] == pytest.approx(100 * rank_metrics(distance, *labels).mAP, abs=0.5)
+    setup.config.evaluation.update(rerank="", expansion="4,3")
+    query, gallery = average_query_expansion(query, gallery, 4, 3.0)
+    results = run()
+    assert results["protocol"] == f"{plain}+expansion=4,3"
+    assert results["mAP"] == pytest.approx(100 * rank_metrics(np.asarray(euclidean(query, gallery)), *labels).mAP, abs=0.5)
+
+
 def test_features_that_are_not_finite_are_an_error(opened):
     setup, params, extra, columns = opened
     params = jax.tree.map(lambda x: x * np.nan, params)

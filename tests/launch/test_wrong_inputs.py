@@ -43,6 +43,9 @@ COMMAND_LINES = {
     "fraction for a whole number": (["--config.seed=1.5"], "config.seed=1.5", "a whole number", "--config.seed=0"),
     "text for a number": (["--config.stages.main.optimizer.learning_rate=fast"], "learning_rate=fast", "must be a number"),
     "text for a switch": (["--config.evaluation.flip=maybe"], "config.evaluation.flip=maybe", "true or false"),
+    "two numbers for three": (["--config.evaluation.rerank=20,6"], "config.evaluation.rerank is '20,6'", "k1,k2,lambda"),
+    "share above one": (["--config.evaluation.rerank=20,6,3"], "config.evaluation.rerank is '20,6,3'", "k1,k2,lambda"),
+    "words for numbers": (["--config.evaluation.expansion=yes"], "config.evaluation.expansion is 'yes'", "k,alpha", "5,3"),
     "number switched off": (["--noconfig.seed"], "only true or false can be switched off"),
     "value missing": (["--config.seed"], "config.seed=", "a whole number"),
     "unknown choice of dtype": (["--config.dtype=float16"], "config.dtype is 'float16'", "auto, float32, bfloat16"),
@@ -123,7 +126,8 @@ def test_as_a_process_of_its_own(tmp_path):
 OTHER_COMMANDS = {
     "evaluate nothing": ("evaluate.py", [], "--workdir is missing"),
     "evaluate an empty folder": ("evaluate.py", ["--workdir=."], "no run there", "config.json is missing"),
-    "evaluate with a config": ("evaluate.py", ["--workdir=.", "--config=a.py"], "Unknown command line flag 'config'"),
+    "evaluate with a config": ("evaluate.py", ["--workdir=.", f"--config={BASELINE}"], "--weights and --config go together"),
+    "evaluate weights alone": ("evaluate.py", ["--weights=."], "--weights and --config go together"),
     "seeds that are words": ("seeds.py", [f"--config={BASELINE}", "--seeds=a,1"], "--seeds=a,1", "numbers", "--seeds=0,1,2"),
     "no seeds": ("seeds.py", [f"--config={BASELINE}", "--seeds="], "--seeds=:", "--seeds=0,1,2"),
     "the same seed twice": ("seeds.py", [f"--config={BASELINE}", "--seeds=1,1"], "different whole numbers"),
@@ -295,10 +299,10 @@ def test_run_on_another_training_set(launch, tiny, run_copy, market_root, tmp_pa
 def test_a_mended_command_may_use_the_folder(launch, tiny, tmp_path):
     """A command that failed before it trained anything does not block its run folder."""
     arguments = tiny(f"--workdir={tmp_path}")
-    weights = ("--config.init.weights=absent.safetensors", "no such weights file", "config.init.weights")
+    weights = ("--config.init.weights=absent.safetensors", "absent.safetensors: no such file", "launch/port_weights.py")
     launch("train.py", *arguments, weights[0]).mistake(*weights[1:])
     assert (tmp_path / "config.json").exists()
-    launch("train.py", *arguments, "--config.init.weights=other.safetensors").mistake("other.safetensors: no such weights file")
+    launch("train.py", *arguments, "--config.init.weights=other.safetensors").mistake("other.safetensors: no such file")
 
 
 DAMAGES = {
@@ -374,9 +378,10 @@ def test_no_checkpoint(launch, run_copy):
 # Initial weights ------------------------------------------------------------------------------------------------------------
 
 WEIGHTS = {
-    "absent": ("absent.safetensors", "no such weights file", "config.init.weights"),
-    "of another kind": ("weights.pth", "weights.pth", ".safetensors"),
-    "damaged": ("damaged.safetensors", "not a readable safetensors file", "fetch or convert it again"),
+    "absent": ("absent.safetensors", "absent.safetensors: no such file", "launch/port_weights.py"),
+    "of another kind": ("weights.pth", "weights.pth", "launch/port_weights.py"),
+    "damaged": ("damaged.safetensors", "not a readable safetensors file", "launch/port_weights.py"),
+    "not ported": ("plain.safetensors", "plain.safetensors", "not written by launch/port_weights.py"),
     "of another model": ("other.safetensors", "missing", "1 unused: bogus", "cls_token (1, 1, 64) instead of (1, 1, 32)"),
 }
 
@@ -386,7 +391,9 @@ def test_weights(launch, tiny, tmp_path, case):
     name, *words = WEIGHTS[case]
     (tmp_path / "weights.pth").write_bytes(b"x")
     (tmp_path / "damaged.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{}")
-    save_file({"cls_token": np.zeros((1, 1, 64), np.float32), "bogus": np.zeros(2, np.float32)}, tmp_path / "other.safetensors")
+    other = {"cls_token": np.zeros((1, 1, 64), np.float32), "bogus": np.zeros(2, np.float32)}
+    save_file(other, tmp_path / "plain.safetensors")
+    save_file(other, tmp_path / "other.safetensors", {"format": "occreid_jax", "kind": "encoder", "family": "vit"})
     run = tmp_path / "run"
     launch("train.py", *tiny(f"--config.init.weights={tmp_path / name}", f"--workdir={run}")).mistake(*words)
     assert not list(run.glob("checkpoints/*/*")) and not (run / "results.json").exists()

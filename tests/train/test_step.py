@@ -51,10 +51,10 @@ def test_frozen_parameters_stay_and_others_move(opened):
     before = jax.device_get(current.params)
     after, _ = run(setup, plan, step, current, columns)
     moved = jax.tree.map(lambda a, b: bool((a != b).any()), before, jax.device_get(after.params))
-    assert moved["head"]["neck"] == {"bias": False, "scale": True}
-    moved["head"]["neck"]["bias"] = True
+    assert moved["heads"]["head_0"]["neck"] == {"bias": False, "scale": True}
+    moved["heads"]["head_0"]["neck"]["bias"] = True
     assert all(jax.tree.leaves(moved))
-    assert not np.asarray(after.params["head"]["neck"]["bias"]).any()
+    assert not np.asarray(after.params["heads"]["head_0"]["neck"]["bias"]).any()
 
 
 def test_one_and_eight_devices_agree(opened):
@@ -126,7 +126,8 @@ def test_accumulated_batches_move_parameters_every_second_step(opened):
     chex.assert_trees_all_equal(before, jax.device_get(after.params))
     setup, plan, step, current, columns = opened(loop__accumulate=2)
     after, _ = run(setup, plan, step, current, columns, count=2)
-    assert float(jnp.abs(after.params["head"]["classifier"]["kernel"] - before["head"]["classifier"]["kernel"]).max()) > 0
+    classifiers = [params["heads"]["head_0"]["classifier"]["kernel"] for params in (before, after.params)]
+    assert float(jnp.abs(classifiers[1] - classifiers[0]).max()) > 0
 
 
 def test_nothing_matches_the_trainable_pattern(opened):

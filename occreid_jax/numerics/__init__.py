@@ -1,0 +1,92 @@
+"""Reproduces reference files: outputs of official PyTorch code that this package must agree with.
+
+`compare_file(path)` recognises what kind of outputs a file holds, by its content and not by its name, computes every one of them
+with this package and compares. A new kind is a `Kind` in a file here and one line in `KINDS`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import math
+from pathlib import Path
+
+import jax
+
+from occreid_jax.errors import UserError
+from occreid_jax.numerics.kind import Kind
+from occreid_jax.weights.reference import Comparison, ReferenceFile
+
+KINDS = {
+    "losses of TransReID": "occreid_jax.numerics.losses:TRANSREID",
+    "losses of CLIP-ReID": "occreid_jax.numerics.losses:CLIP_REID",
+    "losses of torchreid and fast-reid": "occreid_jax.numerics.losses:OTHER",
+    "metrics of features": "occreid_jax.numerics.rankings:FEATURES",
+    "metrics of distances": "occreid_jax.numerics.rankings:DISTANCES",
+    "re-ranking": "occreid_jax.numerics.rankings:RERANKING",
+    "optimiser": "occreid_jax.numerics.optimisers:OPTIMISER",
+    "schedules": "occreid_jax.numerics.optimisers:SCHEDULES",
+    "trajectory": "occreid_jax.numerics.trajectories:TRAJECTORY",
+    "TransReID": "occreid_jax.numerics.encoders:TRANSREID",
+    "jigsaw order": "occreid_jax.numerics.encoders:JIGSAW",
+    "positions": "occreid_jax.numerics.encoders:POSITIONS",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one file."""
+
+    kind: str  # a key of `KINDS`
+    comparisons: tuple[Comparison, ...]
+
+    @property
+    def passed(self) -> bool:
+        return all(comparison.passed for comparison in self.comparisons)
+
+    @property
+    def worst_noise(self) -> float:
+        """Largest error in units of the official code's rounding error; nan if the file stores none."""
+        return max((each.noise_multiple for each in self.comparisons if not math.isnan(each.noise_multiple)), default=math.nan)
+
+
+def load(name: str) -> Kind:
+    """The kind that `KINDS` names."""
+    module, _, attribute = KINDS[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)
+
+
+def recognise(file: ReferenceFile) -> str:
+    """The name of the one kind that knows ``file``; `UserError` if none or several do."""
+    found = [name for name in KINDS if load(name).recognises(file)]
+    if not found:
+        raise UserError(f"{file.path}: no comparison knows this kind of file; known: {', '.join(KINDS)}")
+    if len(found) > 1:
+        raise UserError(f"{file.path}: several comparisons claim this file: {', '.join(found)}")
+    return found[0]
+
+
+def compare_file(path: str | Path) -> Result:
+    """Computes every output of the file and compares it, with float32 products in full precision.
+
+    An output that its kind did not compare counts as failed, so nothing passes by omission. `UserError` for a file that cannot be
+    read, is of no known kind, or lacks something that its outputs need.
+    """
+    file = ReferenceFile(path)
+    name = recognise(file)
+    try:
+        with jax.default_matmul_precision("highest"):
+            comparisons = list(load(name).compare(file))
+    except KeyError as error:  # a config without an entry that files of this kind have
+        raise UserError(f"{file.path}: lacks {error}, which a file of the kind '{name}' needs") from error
+    except (IndexError, TypeError, ValueError) as error:
+        if isinstance(error, UserError):
+            raise
+        first = str(error).strip().splitlines()[:1]
+        text = f"{type(error).__name__}: {first[0] if first else 'no message'}"
+        raise UserError(f"{file.path}: cannot be computed as '{name}' from what it stores ({text})") from error
+    compared = {comparison.key for comparison in comparisons}
+    for key in file.outputs:
+        if key not in compared:
+            comparisons.append(Comparison(key, math.inf, math.nan, 0.0, 0.0, "not compared"))
+    return Result(name, tuple(comparisons))
