@@ -30,9 +30,9 @@ JSON = flags.DEFINE_boolean("json", False, "print one JSON document and nothing 
 CHECKPOINT = flags.DEFINE_string("checkpoint", None, "PyTorch checkpoint: file, folder or hub id, as for launch/port_weights.py")
 METHOD = flags.DEFINE_string("method", None, "the checkpoint's method, with config arguments after a colon: transreid:stride=12")
 IMAGES = flags.DEFINE_string("images", None, "folder that the names in --torch-features are relative to")
-FEATURES = flags.DEFINE_string("torch_features", None, ".npz file with names, features and, for models with cameras, camids")
+FEATURES = flags.DEFINE_string("torch-features", None, ".npz file with names, features and, for models with cameras, camids")
 TOLERANCE = flags.DEFINE_float("tolerance", 1e-4, "allowed difference, as a share of the largest stored feature value", 0.0)
-SINGLE = {"checkpoint": CHECKPOINT, "method": METHOD, "images": IMAGES, "torch_features": FEATURES}
+SINGLE = {"checkpoint": CHECKPOINT, "method": METHOD, "images": IMAGES, "torch-features": FEATURES}
 
 
 def main(words: list[str]) -> int:

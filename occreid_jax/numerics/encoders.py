@@ -180,6 +180,7 @@ def trained(method: TransReID, params: Any, extra: Any, batch: Mapping[str, jax.
         end = number if method.settings.jpm else ""
         out |= {f"feat{end}": feature, f"score{end}": logit}
     named = official_names(gradients)
+    named["classifier.W"] = named["classifier.weight"].T  # what AM-softmax calls it
     out["grad_norms_f64"] = norms(named, file.config["grad_norm_names"])
     out["grad_pos_tok0_3"] = named["base.pos_embed"][0, :3]
     out |= {key: named[name] for key, name in GRADIENTS.items() if name in named}
