@@ -83,9 +83,11 @@ def print_result(path: str, result) -> None:
     for each in result.comparisons:
         values = f"{shown(each.error, '.2e'):>9}  {shown(each.relative, '.2e'):>9}  {shown(each.noise_multiple, '.1f'):>8}"
         print(f"  {each.key:<{width}}  {values}  {each.verdict}")
-    noise = "no rounding errors are stored" if math.isnan(result.worst_noise) else f"{result.worst_noise:.1f} x noise at worst"
+    noise = "no rounding errors stored" if math.isnan(result.worst_noise) else f"{result.worst_noise:.1f} x noise at worst"
+    share = max(each.used for each in result.comparisons)
     failed = sum(not each.passed for each in result.comparisons)
-    print(f"  {failed} of {len(result.comparisons)} failed, {noise}\n" if failed else f"  all agree, {noise}\n", flush=True)
+    word = f"{failed} of {len(result.comparisons)} failed" if failed else f"all {len(result.comparisons)} agree"
+    print(f"  {word}, {noise}, {shown(100 * share, '.0f')} % of what is allowed at most\n", flush=True)
 
 
 def report(path: str, result) -> dict:

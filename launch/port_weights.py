@@ -2,13 +2,17 @@
 
     python launch/port_weights.py --source=jx_vit_base_p16_224-80ecf9dd.pth --out=weights/vit_base
     python launch/port_weights.py --source=google/vit-base-patch16-224-in21k --out=weights/vit_base_in21k --grid=21x10
+    python launch/port_weights.py --source=ViT-B-16.pt --out=weights/clip_vit_b16
+    python launch/port_weights.py --source=openai/clip-vit-base-patch16 --out=weights/clip_vit_b16_256x128 --grid=16x8
     python launch/port_weights.py --source=vit_transreid_duke.pth --out=weights/transreid_duke
     python launch/port_weights.py --source=runs/transreid-market1501 --to=pytorch --out=exported
 
 The source is a file (.safetensors, .pth, .pt, .bin, .tar, .npz), a folder with one in it, or the id of a model on the Hugging
-Face hub; known are ImageNet encoders (timm, DeiT, Hugging Face, Google) and the checkpoints of TransReID and its ViT baseline.
-Writes weights.safetensors, which config.init.weights takes if it is an encoder, and port.json, the table that is printed here.
-Positions keep their grid and are resized when the weights are loaded, unless --grid asks for another one at once.
+Face hub; known are ImageNet encoders (timm, DeiT, Hugging Face, Google), CLIP with its text tower (OpenAI's archives, which are
+read and not executed, open_clip, Hugging Face) or without (timm), and the checkpoints of TransReID, of its ViT baseline and of
+CLIP-ReID. Writes weights.safetensors, which config.init.weights takes if the method's network is of that kind, and port.json,
+the table that is printed here. Positions keep their grid and are resized when the weights are loaded, unless --grid asks for
+another one at once: of an encoder, of CLIP's image ViT, or of the attention pool of CLIP's ResNet.
 
 With --to=pytorch the source is a folder or file that this command wrote, or the run folder of a training; model.safetensors
 and model.pth are written. They lack num_batches_tracked and what no forward pass reads; the official loaders keep their own.
@@ -22,7 +26,7 @@ from absl import flags
 SOURCE = flags.DEFINE_string("source", None, "file, folder or hub id (owner/name) of the weights")
 OUT = flags.DEFINE_string("out", None, "folder to write to: new, empty, or written by this command before")
 TO = flags.DEFINE_enum("to", "occreid_jax", ["occreid_jax", "pytorch"], "whose names to write")
-GRID = flags.DEFINE_string("grid", None, "resize an encoder's positions to ROWSxCOLUMNS of patches, for example 21x10")
+GRID = flags.DEFINE_string("grid", None, "resize positions, of an encoder or of CLIP's image tower, to ROWSxCOLUMNS: 21x10")
 flags.mark_flag_as_required("source")
 flags.mark_flag_as_required("out")
 
@@ -63,11 +67,13 @@ def bring(reporter, source: str, out, grid) -> None:
         raise UserError(f"{source}: {error}") from error
     table(reporter, [(entry.name, entry.shape, fate(entry)) for entry in ported.entries])
     path = port.write_ported(out, ported, origin)
-    if ported.kind == "encoder":
+    if ported.description.grid is not None:
         rows, columns = ported.description.grid
         resized = any(entry.fate == naming.RESIZED for entry in ported.entries)
         state = "resized" if resized else "as they are in the source"
         reporter.line(f"positions: {rows}x{columns}, {state}; another grid gets them resized when the weights are loaded")
+    if ported.kind == "clip":
+        reporter.line("not in the tensors: the number of heads, and the activation (OpenAI: QuickGELU; LAION: mostly GELU)")
     fates = [entry.fate for entry in ported.entries]
     counts = ", ".join(f"{fates.count(word)} {word}" for word in (naming.USED, naming.RESIZED, naming.LEFT_OUT))
     reporter.line(f"{open_family(ported.family).title}: {ported.description}")
