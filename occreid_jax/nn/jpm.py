@@ -5,12 +5,14 @@ Source: He et al., "TransReID", ICCV 2021, section 3.2; sheet of the baselines, 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from occreid_jax.nn.layers import LayerNorm
+from occreid_jax.nn.layers import LayerNorm, gelu
 from occreid_jax.nn.vit import Size, transformer_block
 
 Array = jax.Array
@@ -40,11 +42,15 @@ class Branch(nn.Module):
     drop_path: float
     epsilon: float
     dtype: jnp.dtype
-    remat: bool = False
+    remat: bool
+    activation: Callable[[Array], Array]
 
     @nn.compact
     def __call__(self, tokens: Array, train: bool, return_cls_logits: bool = False) -> tuple[Array, Array | None]:
-        block = transformer_block(self.size, self.drop_path, self.epsilon, self.dtype, remat=self.remat, name="block")
+        block = transformer_block(
+            self.size, self.drop_path, self.epsilon, self.dtype, remat=self.remat, name="block",
+            activation=self.activation,
+        )  # fmt: skip
         tokens, cls_logits = block(tokens, train, None, return_cls_logits)
         return LayerNorm(self.epsilon, name="norm")(tokens[:, 0]), cls_logits
 
@@ -65,11 +71,13 @@ class JigsawPatchModule(nn.Module):
     epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
+    activation: Callable[[Array], Array] = gelu
 
     @nn.compact
     def __call__(self, tokens: Array, train: bool, return_cls_logits: bool = False) -> tuple[tuple[Array, ...], Array | None]:
         batch, count, width = tokens.shape
-        branch = lambda name: Branch(self.size, self.drop_path, self.epsilon, self.dtype, self.remat, name=name)  # noqa: E731
+        settings = self.size, self.drop_path, self.epsilon, self.dtype, self.remat, self.activation
+        branch = lambda name: Branch(*settings, name=name)  # noqa: E731
         whole, cls_logits = branch("global")(tokens, train, return_cls_logits)
         length = (count - 1) // self.parts
         order = jigsaw_order(count - 1, self.shift, self.groups) if self.rearrange else np.arange(count - 1)

@@ -6,6 +6,8 @@ residual sums of normalisation layers are float32 whatever ``dtype`` says.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,11 @@ def gelu(x: Array) -> Array:
     return 0.5 * x * (1.0 + jax.lax.erf(x * np.asarray(0.5**0.5, x.dtype)))
 
 
+def quick_gelu(x: Array) -> Array:
+    """CLIP's approximation of GELU, x sigmoid(1.702 x)."""
+    return x * jax.nn.sigmoid(np.asarray(1.702, x.dtype) * x)
+
+
 def trunc_normal(stddev: float = 0.02):
     """Normal initialiser cut at +-2 absolute, which for a small stddev never cuts (the originals' ``trunc_normal_``)."""
 
@@ -29,6 +36,15 @@ def trunc_normal(stddev: float = 0.02):
         return stddev * jax.random.truncated_normal(key, -2.0 / stddev, 2.0 / stddev, shape, dtype)
 
     return init
+
+
+class Deviations(NamedTuple):
+    """Standard deviations of a block's initial kernels; biases start at 0. The default is that of ViT, DeiT and TransReID."""
+
+    qkv: float = 0.02
+    proj: float = 0.02
+    fc1: float = 0.02
+    fc2: float = 0.02
 
 
 class LayerNorm(nn.Module):
@@ -56,12 +72,13 @@ class BatchNorm(nn.Module):
 
     momentum: float = 0.9
     epsilon: float = 1e-5
+    initial_scale: float = 1.0
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         features = x.shape[-1]
         x = x.astype(jnp.float32)
-        scale = self.param("scale", nn.initializers.ones_init(), (features,))
+        scale = self.param("scale", nn.initializers.constant(self.initial_scale), (features,))
         bias = self.param("bias", nn.initializers.zeros_init(), (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))
         running_variance = self.variable("batch_stats", "var", jnp.ones, (features,))
@@ -105,6 +122,7 @@ class Attention(nn.Module):
     qkv_bias: bool = True
     scale: float | None = None  # of the query-key products; None: 1 / sqrt(width / heads)
     dropout: float = 0.0  # of the attention weights, in training
+    deviations: Deviations = Deviations()
 
     @nn.compact
     def __call__(
@@ -112,7 +130,8 @@ class Attention(nn.Module):
     ) -> tuple[Array, Array | None]:
         batch, tokens, width = x.shape
         scale = (width // self.heads) ** -0.5 if self.scale is None else self.scale
-        qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=trunc_normal(), name="qkv")(x)
+        initial = trunc_normal(self.deviations.qkv)
+        qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=initial, name="qkv")(x)
         qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
         query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
         if train and self.dropout:  # the library's attention has no dropout
@@ -125,7 +144,8 @@ class Attention(nn.Module):
         cls_logits = None
         if return_cls_logits:
             cls_logits = scale * jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
-        out = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="proj")(out.reshape(batch, tokens, width))
+        initial = trunc_normal(self.deviations.proj)
+        out = nn.Dense(width, dtype=self.dtype, kernel_init=initial, name="proj")(out.reshape(batch, tokens, width))
         return out, cls_logits
 
 
@@ -136,13 +156,15 @@ class Mlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
     activation: callable = gelu
     dropout: float = 0.0
+    deviations: Deviations = Deviations()
 
     @nn.compact
     def __call__(self, x: Array, train: bool = False) -> Array:
         width = x.shape[-1]
         drop = nn.Dropout(self.dropout, deterministic=not train)
-        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=trunc_normal(), name="fc1")(x)
-        x = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(), name="fc2")(drop(self.activation(x)))
+        x = nn.Dense(self.hidden, dtype=self.dtype, kernel_init=trunc_normal(self.deviations.fc1), name="fc1")(x)
+        x = self.activation(x)
+        x = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(self.deviations.fc2), name="fc2")(drop(x))
         return drop(x)
 
 
@@ -162,16 +184,20 @@ class Block(nn.Module):
     attention_scale: float | None = None
     dropout: float = 0.0
     attention_dropout: float = 0.0
+    deviations: Deviations = Deviations()
 
     @nn.compact
     def __call__(
         self, x: Array, train: bool, mask: Array | None = None, return_cls_logits: bool = False
     ) -> tuple[Array, Array | None]:
         width = x.shape[-1]
-        attention = Attention(self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, name="attn")
+        attention = Attention(
+            self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, self.deviations, name="attn"
+        )
         y, cls_logits = attention(LayerNorm(self.epsilon, self.dtype, name="norm1")(x), train, mask, return_cls_logits)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         x = x + DropPath(self.drop_path)(y, train)
         y = LayerNorm(self.epsilon, self.dtype, name="norm2")(x)
-        y = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, name="mlp")(y, train)
+        mlp = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, self.deviations, name="mlp")
+        y = mlp(y, train)
         return x + DropPath(self.drop_path)(y, train), cls_logits

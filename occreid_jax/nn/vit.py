@@ -1,19 +1,21 @@
-"""The image transformer of TransReID: any stride and grid, camera embedding, extra tokens, a tap after every block.
+"""The image transformer of TransReID and CLIP: any stride and grid, camera embedding, extra tokens, a tap after every block.
 
-Source: He et al., "TransReID: Transformer-based Object Re-Identification", ICCV 2021; Dosovitskiy et al., ICLR 2021.
+Source: He et al., "TransReID: Transformer-based Object Re-Identification", ICCV 2021; Dosovitskiy et al., ICLR 2021; Radford et
+al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021 (what `occreid_jax.nn.clip` switches on).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occreid_jax.nn.layers import Block, LayerNorm, trunc_normal
+from occreid_jax.nn.layers import Block, Deviations, LayerNorm, gelu, trunc_normal
 
 Array = jax.Array
 
@@ -118,6 +120,7 @@ class ViTOutput(NamedTuple):
     tokens: Array  # float32 [B, 1 + extra + N, D]: cls, extra tokens, patches
     taps: tuple[Array, ...]  # raw residual stream after every block, [B, 1 + extra + N, D] each
     cls_logits: Array | None  # float32 [B, heads, T] of the last block, before the softmax; None unless asked for
+    projected: Array | None = None  # float32 [B, T, E], ``tokens`` times the projection; None without one
 
     @property
     def cls(self) -> Array:
@@ -125,13 +128,15 @@ class ViTOutput(NamedTuple):
 
 
 class ViT(nn.Module):
-    """ViT with cls token, learned positions and an optional camera vector added to every token (TransReID's SIE).
+    """ViT with cls token, learned positions and an optional camera vector (SIE), on every token or on the cls token only.
 
-    ``from_scratch`` chooses initial values with which a small encoder learns from nothing in minutes: patches of unit variance
-    and positions nearly as large, where the originals start tiny and rely on ImageNet weights.
+    Initial values are those of the ImageNet encoders, or with ``clip_values`` those of CLIP (`clip_deviations`; embeddings,
+    positions and projection have the deviation D^-1/2). ``from_scratch`` chooses patches of unit variance and positions nearly
+    as large, with which a small encoder learns from nothing in minutes, where the originals start tiny and rely on pretraining.
 
-    Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks` and `finish` one by one; `trunk` is the
-    first three in a row and ``__call__`` all four. Blocks that are never called have no parameters.
+    Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks`, `finish` and `project` one by one; `trunk`
+    is the first three in a row and ``__call__`` all. Blocks that are never called have no parameters. To run a network with
+    cameras as if it had none, ``clone(cameras=0)`` takes the same parameters.
     """
 
     size: Size
@@ -140,6 +145,7 @@ class ViT(nn.Module):
     stride: int = 16
     cameras: int = 0  # 0: no camera embedding
     camera_scale: float = 3.0
+    camera_tokens: str = "all"  # or "cls": that token only, and before the positions
     extra_tokens: int = 0
     drop_path: float = 0.0
     dropout: float = 0.0  # after the positions, the attention's projection and both layers of the MLP
@@ -149,6 +155,11 @@ class ViT(nn.Module):
     from_scratch: bool = False
     remat: bool = False
     dtype: jnp.dtype = jnp.float32
+    patch_bias: bool = True
+    pre_norm: bool = False  # a LayerNorm after the positions
+    activation: Callable[[Array], Array] = gelu
+    projection_width: int = 0  # E of the output projection; 0: none
+    clip_values: bool = False
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -156,12 +167,23 @@ class ViT(nn.Module):
 
     def setup(self):
         size, patches = self.size, self.grid[0] * self.grid[1]
-        kernel_stddev = (3 * self.patch**2) ** -0.5 if self.from_scratch else None
-        self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, kernel_stddev=kernel_stddev, dtype=self.dtype)
-        self.cls_token = self.param("cls_token", trunc_normal(), (1, 1, size.width))
+        if self.camera_tokens not in ("all", "cls"):
+            raise ValueError(f"unknown camera_tokens '{self.camera_tokens}'; it must be 'all' or 'cls'")
+        stddev = size.width**-0.5 if self.clip_values else 0.02
+        # CLIP's convolution has PyTorch's deviation, 1 / sqrt(3 inputs).
+        kernel_stddev = (9 * self.patch**2) ** -0.5 if self.clip_values else None
+        if self.from_scratch:
+            kernel_stddev = (3 * self.patch**2) ** -0.5
+        self.patch_embed = PatchEmbed(size.width, self.patch, self.stride, self.patch_bias, kernel_stddev, self.dtype)
+        self.cls_token = self.param("cls_token", trunc_normal(stddev), (1, 1, size.width))
         if self.positions:
-            positions = trunc_normal(0.5 if self.from_scratch else 0.02)
+            positions = trunc_normal(0.5 if self.from_scratch else stddev)
             self.pos_embed = self.param("pos_embed", positions, (1, 1 + patches, size.width))
+        if self.pre_norm:
+            self.norm_pre = LayerNorm(self.epsilon, self.dtype)
+        if self.projection_width:
+            shape = size.width, self.projection_width
+            self.projection = self.param("projection", trunc_normal(size.width**-0.5), shape)
         if self.extra_tokens:
             self.part_tokens = self.param("part_tokens", trunc_normal(), (1, self.extra_tokens, size.width))
         if self.cameras:
@@ -172,33 +194,39 @@ class ViT(nn.Module):
 
     def make_block(self, drop_path: float, name: str) -> Block:
         return transformer_block(
-            self.size, drop_path, self.epsilon, self.dtype, self.dropout, self.attention_dropout, self.remat, name
-        )
+            self.size, drop_path, self.epsilon, self.dtype, self.dropout, self.attention_dropout, self.remat, name,
+            self.activation, clip_deviations(self.size) if self.clip_values else None,
+        )  # fmt: skip
 
     def embed_patches(self, images: Array) -> Array:
         """Images [B, H, W, 3] -> patch tokens [B, N, D], before cls, positions and camera."""
         return self.patch_embed(images)
 
     def assemble(self, patches: Array, camids: Array | None = None) -> Array:
-        """Patch tokens -> [cls; extra; patches] + positions (+ camera), [B, 1 + extra + N, D].
+        """Patch tokens -> [cls; extra; patches] + positions (+ camera), normalised if ``pre_norm``, [B, 1 + extra + N, D].
 
         Extra tokens get no position: a learned token plus a learned constant would be the same thing twice.
+        ``camids`` int32 [B], 0-based; a ValueError without them where the encoder has cameras.
         """
         batch = patches.shape[0]
         width = self.size.width
         expand = lambda token: jnp.broadcast_to(token, (batch, token.shape[1], width)).astype(self.dtype)  # noqa: E731
         pieces = [expand(self.cls_token), patches.astype(self.dtype)]
+        if self.cameras:
+            if camids is None:
+                raise ValueError("this encoder has a camera embedding: pass camids")
+            camera = (self.camera_scale * self.camera_embed[camids])[:, None].astype(self.dtype)
+            if self.camera_tokens == "cls":
+                pieces[0] = pieces[0] + camera
         if self.positions:
             positions = self.pos_embed.astype(self.dtype)
             pieces = [pieces[0] + positions[:, :1], pieces[1] + positions[:, 1:]]
         if self.extra_tokens:
             pieces.insert(1, expand(self.part_tokens))
         x = jnp.concatenate(pieces, axis=1)
-        if self.cameras:
-            if camids is None:
-                raise ValueError("this encoder has a camera embedding: pass camids")
-            x = x + (self.camera_scale * self.camera_embed[camids])[:, None].astype(self.dtype)
-        return x
+        if self.cameras and self.camera_tokens == "all":
+            x = x + camera
+        return self.norm_pre(x) if self.pre_norm else x
 
     def blocks(
         self, x: Array, train: bool = False, start: int = 0, stop: int | None = None, return_cls_logits: bool = False
@@ -217,6 +245,10 @@ class ViT(nn.Module):
         """Final LayerNorm, float32."""
         return self.norm(x)
 
+    def project(self, tokens: Array) -> Array:
+        """Normalised tokens [..., D] -> float32 [..., E], for encoders with a projection."""
+        return jnp.matmul(tokens.astype(self.dtype), self.projection.astype(self.dtype), preferred_element_type=jnp.float32)
+
     def trunk(
         self,
         images: Array,
@@ -232,7 +264,18 @@ class ViT(nn.Module):
         self, images: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
     ) -> ViTOutput:
         x, taps, cls_logits = self.trunk(images, camids, train, None, return_cls_logits)
-        return ViTOutput(self.finish(x), taps, cls_logits)
+        tokens = self.finish(x)
+        return ViTOutput(tokens, taps, cls_logits, self.project(tokens) if self.projection_width else None)
+
+
+def clip_deviations(size: Size) -> Deviations:
+    """Initial deviations of CLIP's blocks: those that its ``initialize_parameters`` sets for the text tower.
+
+    The official image tower keeps PyTorch's own initial values, which nobody trains from; here both towers follow one rule.
+    """
+    width = size.width
+    output = width**-0.5 * (2 * size.depth) ** -0.5
+    return Deviations(width**-0.5, output, (2 * width) ** -0.5, output)
 
 
 def transformer_block(
@@ -244,13 +287,15 @@ def transformer_block(
     attention_dropout: float = 0.0,
     remat: bool = False,
     name: str | None = None,
+    activation: Callable[[Array], Array] = gelu,
+    deviations: Deviations | None = None,
 ) -> Block:
     """One block of an encoder of this size; ``remat`` computes it again in the backward pass instead of keeping its insides."""
     block = nn.remat(Block, static_argnums=(2, 4)) if remat else Block
     return block(
-        size.heads, size.mlp_ratio, drop_path, epsilon, dtype,
+        size.heads, size.mlp_ratio, drop_path, epsilon, dtype, activation,
         qkv_bias=size.qkv_bias, attention_scale=size.attention_scale,
-        dropout=dropout, attention_dropout=attention_dropout, name=name,
+        dropout=dropout, attention_dropout=attention_dropout, deviations=deviations or Deviations(), name=name,
     )  # fmt: skip
 
 

@@ -29,6 +29,7 @@ KINDS = {
     "trajectory": "occreid_jax.numerics.trajectories:TRAJECTORY",
     "TransReID": "occreid_jax.numerics.encoders:TRANSREID",
     "jigsaw order": "occreid_jax.numerics.encoders:JIGSAW",
+    "CLIP text tower": "occreid_jax.numerics.clip_text:CLIP_TEXT",
     "positions": "occreid_jax.numerics.encoders:POSITIONS",
 }
 
