@@ -7,6 +7,7 @@ plainly sums. The order of a list matters for TransReID only: the global branch 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -51,6 +52,34 @@ def transreid_total(
     return identity_weight * identity + triplet_weight * triplet
 
 
+class ClipReIDTerms(NamedTuple):
+    """The three parts of CLIP-ReID's second loss, float32 scalars before their weights."""
+
+    identity: Array
+    triplet: Array
+    image_text: Array
+
+
+def clip_reid_terms(
+    logits: Sequence[Array],
+    features: Sequence[Array],
+    image_text_logits: Array | None,
+    labels: Array,
+    margin: float | None = 0.3,
+    smoothing: float = 0.1,
+) -> ClipReIDTerms:
+    """Sums over heads and features, not means (Li et al. 2023, official code).
+
+    logits: [B, C] of each head (two); features: [B, D] of each place a triplet is mined (three); image_text_logits [B, C] are
+    image features times the frozen text features of all C identities, or None for the one-stage baselines, whose term is 0;
+    labels int32 [B]. ``smoothing`` holds for both cross entropies.
+    """
+    identity = sum(cross_entropy(each, labels, smoothing) for each in logits)
+    triplet = sum(batch_hard_triplet(each, labels, margin) for each in features)
+    image_text = jnp.float32(0) if image_text_logits is None else cross_entropy(image_text_logits, labels, smoothing)
+    return ClipReIDTerms(identity, triplet, image_text)
+
+
 def clip_reid_total(
     logits: Sequence[Array],
     features: Sequence[Array],
@@ -62,15 +91,9 @@ def clip_reid_total(
     triplet_weight: float = 1.0,
     image_text_weight: float = 1.0,
 ) -> Array:
-    """Loss of CLIP-ReID's second stage (Li et al. 2023, official code), float32 scalar; sums over heads, not means.
+    """Loss of CLIP-ReID's second stage, float32 scalar; see `clip_reid_terms`.
 
-    logits: [B, C] of each head (two); features: [B, D] of each place a triplet is mined (three); image_text_logits [B, C] are
-    image features times the frozen text features of all C identities, or None for the one-stage baselines; labels int32 [B].
-    ``smoothing`` holds for both cross entropies. The official ``identity_weight`` is 0.25 for the ViT and 1.0 for the ResNet-50.
+    The official ``identity_weight`` is 0.25 for the ViT and 1.0 for the ResNet-50.
     """
-    identity = sum(cross_entropy(each, labels, smoothing) for each in logits)
-    triplet = sum(batch_hard_triplet(each, labels, margin) for each in features)
-    total = identity_weight * identity + triplet_weight * triplet
-    if image_text_logits is None:
-        return total
-    return total + image_text_weight * cross_entropy(image_text_logits, labels, smoothing)
+    terms = clip_reid_terms(logits, features, image_text_logits, labels, margin, smoothing)
+    return identity_weight * terms.identity + triplet_weight * terms.triplet + image_text_weight * terms.image_text

@@ -14,6 +14,7 @@ NAMES = {
     "baseline": "occreid_jax.methods.baseline:Baseline",
     "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
     "transreid": "occreid_jax.methods.transreid:TransReID",
+    "clip_reid": "occreid_jax.methods.clip_reid:ClipReID",
 }
 
 

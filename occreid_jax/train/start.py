@@ -44,8 +44,8 @@ def load_weights(method: Method, params: Any, extra: Any, path: str | Path, skip
 def place_weights(
     method: Method, params: Any, extra: Any, arrays: Mapping[str, np.ndarray], kind: str, skip: str = "", source: str = "weights"
 ) -> tuple[Any, Any]:
-    """``arrays`` of an "encoder" (the method places them) or of a whole "model" (paths below params/ and extra/)."""
-    if kind == "encoder":
+    """``arrays`` of an "encoder" or a "clip" (the method places them), or of a whole "model" (paths below params/ and extra/)."""
+    if kind in ("encoder", "clip"):
         return method.load_pretrained(params, extra, arrays)
     given = unflatten(arrays)
     params = merge(params, given["params"], skip, source)

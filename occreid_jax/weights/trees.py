@@ -14,6 +14,7 @@ from flax import traverse_util
 from occreid_jax.errors import UserError
 from occreid_jax.nn.vit import resize_positions
 
+IMAGE, TEXT, STATISTICS = "params/visual/", "params/text/", "extra/batch_stats/visual/"  # of a whole CLIP
 SHOWN = 5  # names an error message lists before it counts the rest
 
 
@@ -66,18 +67,77 @@ def merge(params: Mapping[str, Any], weights: Mapping[str, Any], skip: str = "",
 def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
     """Encoder weights under this project's paths -> ``params``; the position embedding is resized to ``grid``.
 
-    ``weights`` may carry ``grid`` int [2], the rows and columns its positions stand for; without it the grid is taken as square.
-    Camera embeddings are this dataset's own and keep their initial values.
+    ``weights`` are an encoder's own paths, or those of a whole CLIP, of which the image tower is taken. They may carry ``grid``
+    int [2], the rows and columns their positions stand for; without it the grid is taken as square. Camera embeddings are this
+    dataset's own and keep their initial values; CLIP's projection is left out where the encoder has none.
     """
     given = flatten(weights)
     source_grid = given.pop("grid", None)
-    if "pos_embed" in given:
-        patches = given["pos_embed"].shape[1] - 1
-        if source_grid is None:
-            side = int(round(patches**0.5))
-            if side * side != patches:
-                raise UserError(f"pretrained weights have {patches} positions, which is no square grid; store 'grid' beside them")
-            source_grid = (side, side)
-        resized = resize_positions(jnp.asarray(given["pos_embed"]), tuple(int(x) for x in source_grid), grid)
-        given["pos_embed"] = np.asarray(jax.device_get(resized))
+    tower = {name.removeprefix(IMAGE): value for name, value in given.items() if name.startswith(IMAGE)}
+    given = tower or given
+    for name in [name for name in given if name.rpartition("/")[2] == "pos_embed"]:
+        given[name] = resized(np.asarray(given[name]), source_grid, grid)
+    projected = "projection" in flatten(params)
+    if not projected:
+        given.pop("projection", None)
     return merge(params, given, skip=r"^camera_embed$", source="pretrained weights")
+
+
+def resized(positions: np.ndarray, source_grid: Any, grid: tuple[int, int]) -> np.ndarray:
+    """Positions [1, 1 + N, D] on ``grid``; ``source_grid`` None stands for a square."""
+    if positions.ndim != 3:
+        raise UserError(f"pretrained weights have positions of shape {positions.shape} instead of [1, tokens, width]")
+    patches = positions.shape[1] - 1
+    if source_grid is None:
+        side = int(round(patches**0.5))
+        if side * side != patches:
+            raise UserError(f"pretrained weights have {patches} positions, which is no square grid; store 'grid' beside them")
+        source_grid = (side, side)
+    source_grid = tuple(int(x) for x in source_grid)
+    return np.asarray(jax.device_get(resize_positions(jnp.asarray(positions), source_grid, grid)))
+
+
+def merge_clip(
+    params: Mapping[str, Any], extra: Mapping[str, Any], weights: Mapping[str, Any], grid: tuple[int, int], prompt: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Both towers of a whole CLIP -> ``(params, extra)`` of a method with ``visual`` and, maybe, ``text``.
+
+    ``prompt`` (`occreid_jax.nn.prompt.Prompt`) has its fixed words embedded into ``extra["prompt"]``, prefix and suffix around
+    the learned ones. ``weights`` of a CLIP with fewer words carry ``vocabulary`` int [V], CLIP's id of every row.
+    """
+    given = flatten(weights)
+    if not any(name.startswith(IMAGE) for name in given):
+        raise UserError("these weights are an image encoder alone; this method needs a whole CLIP, see launch/port_weights.py")
+    params = dict(params) | {"visual": merge_encoder(params["visual"], given, grid)}
+    extra = dict(extra)
+    if "visual" in extra.get("batch_stats", {}):
+        stats = {name.removeprefix(STATISTICS): value for name, value in given.items() if name.startswith(STATISTICS)}
+        merged = merge(extra["batch_stats"]["visual"], stats, source="the statistics of the pretrained weights")
+        extra["batch_stats"] = extra["batch_stats"] | {"visual": merged}
+    if "text" not in params:
+        return params, extra
+    text = {name.removeprefix(TEXT): value for name, value in given.items() if name.startswith(TEXT)}
+    table = text.pop("token_embedding", None)
+    if table is None:
+        raise UserError("these weights have no token embedding to look up the prompt's words in; port a whole CLIP")
+    params["text"] = merge(params["text"], text, source="the pretrained text tower")
+    embedded = np.asarray(table)[rows_of(prompt.ids, given.get("vocabulary"), len(table))][None]
+    (slots,) = prompt.slots
+    extra["prompt"] = merge(
+        extra["prompt"],
+        {"prefix": embedded[:, : slots[0]], "suffix": embedded[:, slots[-1] + 1 :]},
+        source="the prompt's words",
+    )
+    return params, extra
+
+
+def rows_of(ids: np.ndarray, vocabulary: Any, count: int) -> np.ndarray:
+    """Rows of a token embedding with ``count`` rows for CLIP's token ids."""
+    if vocabulary is None:
+        if ids.max() >= count:
+            raise UserError(f"the token embedding has {count} rows, the prompt needs id {ids.max()}: not CLIP's vocabulary")
+        return ids
+    places = {int(number): row for row, number in enumerate(np.asarray(vocabulary))}
+    if lacking := sorted({int(number) for number in ids} - places.keys()):
+        raise UserError(f"the reduced vocabulary lacks the token ids {lacking} of the prompt")
+    return np.array([places[int(number)] for number in ids])

@@ -12,7 +12,7 @@ from occreid_jax import methods
 from occreid_jax.types import Meta
 
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=24)
-MICRO = {"backbone": "micro", "patch": 16, "stride": 16}
+MICRO = {"backbone": "micro", "network": "micro", "patch": 16, "stride": 16}
 
 
 @pytest.fixture(params=sorted(methods.NAMES))
@@ -72,7 +72,9 @@ def test_losses_are_finite_and_extra_keeps_its_structure(method, dtype):
     method = methods.create(method.config, META)
     params, extra = jax.jit(method.init)(jax.random.key(0))
     for stage in method.stages():
-        batch = stage.augment(jax.random.key(1), raw_batch())
+        batch = raw_batch()
+        prepared = {name: table[batch["index"]] for name, table in extra.get("tables", {}).items() if name in stage.inputs}
+        batch = stage.augment(jax.random.key(1), batch | prepared)
 
         def loss(params, extra, batch, stage=stage):
             return method.loss(params, extra, batch, jax.random.key(2), stage, jnp.float32(0.5))

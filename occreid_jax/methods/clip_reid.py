@@ -1,0 +1,240 @@
+"""CLIP-ReID: learn words for every identity, then fine-tune CLIP's image encoder towards the texts they make.
+
+Source: Li et al., "CLIP-ReID: Exploiting Vision-Language Model for Image Re-Identification without Concrete Text Labels", AAAI
+2023; sheet of the baselines, sections 2.2, 3.4 to 3.6.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occreid_jax.errors import UserError
+from occreid_jax.losses.contrastive import image_text_contrastive
+from occreid_jax.losses.identity import accuracy
+from occreid_jax.losses.totals import clip_reid_terms
+from occreid_jax.methods.base import MethodBase
+from occreid_jax.nn import clip, heads, vit
+from occreid_jax.nn.clip_resnet import resnet_flops
+from occreid_jax.nn.prompt import insert, person_prompt
+from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
+from occreid_jax.weights.trees import merge_clip
+
+Array = jax.Array
+
+PROMPTS, FINETUNE = "prompts", "finetune"
+"""Names of the two stages; the one-stage baseline (``config.method.text = False``) has the second alone."""
+SPREAD, SHARES = 617, 1000  # scatters image numbers over 1000 shares: neighbours are pictures of one person
+
+
+class Views(NamedTuple):
+    """The three features of an image that losses compare, float32, before any neck."""
+
+    early: Array  # [B, D] cls token before the last block, or mean of the third stage's map
+    late: Array  # [B, D] cls token after the final norm, or mean of the last map
+    projected: Array  # [B, E] in the space that texts share
+
+
+class ClipReID(MethodBase):
+    """Parameters: ``visual``, ``heads`` and, with texts, ``text`` and ``prompts/context`` [identities, words, W].
+
+    ``extra``: ``batch_stats``; with texts also ``prompt`` (embeddings around the learned words), ``texts`` [identities, E] that
+    the second stage compares with, and the first stage's table of image features. The token embedding of CLIP's text tower is
+    not kept: nothing but the fixed words of the prompt ever goes through it.
+    """
+
+    def __init__(self, config, meta: Meta):
+        super().__init__(config, meta)
+        settings = self.settings
+        self.check_choice("test_feature", ("before", "after"))
+        self.check_choice("network", tuple(clip.VISUAL))
+        self.size = clip.clip_size(settings.network)
+        self.is_vit = isinstance(self.size.visual, vit.Size)
+        try:
+            self.visual = self.tower()
+            self.grid = self.visual.grid
+        except ValueError as error:
+            raise UserError(f"config.method.network: {error}") from error
+        self.heads = heads.BNNecks(meta.identities)
+        self.text = clip.clip_text(settings.network, dtype=self.dtype)
+        self.prompt = person_prompt(settings.words)
+
+    def tower(self):
+        settings, image_size = self.settings, tuple(self.meta.image_size)
+        if not self.is_vit:
+            if settings.camera:
+                raise ValueError("the ResNet has no camera embedding; set camera=false")
+            return clip.clip_resnet(settings.network, image_size, dtype=self.dtype)
+        cameras = self.meta.cameras if settings.camera else 0
+        return clip.clip_visual(
+            settings.network, image_size, settings.stride, cameras, settings.camera_scale,
+            remat=settings.remat, dtype=self.dtype,
+        )  # fmt: skip
+
+    # Stages -----------------------------------------------------------------------------------------------------------
+
+    def stage(self, name: str, block) -> Stage:
+        if name == PROMPTS:
+            update = Update(trainable="^prompts/", optimizer=block.optimizer)
+            return Stage(name, block.epochs, block.sampler, (update,), lambda rng, batch: batch, inputs=("feature",))
+        update = Update(trainable="^(visual|heads)/", optimizer=block.optimizer, frozen=heads.FROZEN_BIAS)
+        return dataclasses.replace(super().stage(name, block), updates=(update,))
+
+    def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
+        """Stage 1: projected features of all training images, without cameras. Stage 2: the texts of all identities."""
+        if not self.settings.text:
+            return context.extra
+        if stage.name == PROMPTS:
+            found = context.pass_(lambda params, extra, batch: self.views(params, extra, batch, cameras=False)[0].projected)
+            return context.extra | {"tables": {"feature": jnp.asarray(found, jnp.float32)}}
+        labels = np.arange(self.meta.identities)
+        encode = jax.jit(lambda params, extra, labels: self.texts(params, extra, labels))
+        size = min(len(labels), 64)
+        padded = np.resize(labels, -(-len(labels) // size) * size).reshape(-1, size)
+        texts = np.concatenate([np.asarray(encode(context.params, context.extra, rows)) for rows in padded])
+        return context.extra | {"texts": jnp.asarray(texts[: len(labels)])}
+
+    # Parameters -------------------------------------------------------------------------------------------------------
+
+    def init(self, rng: Array) -> tuple[Params, Extra]:
+        key_visual, key_heads, key_text, key_prompt = jax.random.split(rng, 4)
+        images = jnp.zeros((1, *self.meta.image_size, 3))
+        arguments = (jnp.zeros(1, jnp.int32),) if self.is_vit else ()
+        visual = self.visual.init(key_visual, images, *arguments)
+        widths = self.widths
+        head = self.heads.init(key_heads, [jnp.zeros((1, width)) for width in widths], False)
+        params = {"visual": visual["params"], "heads": head["params"]}
+        extra = {"batch_stats": {"heads": head["batch_stats"]}}
+        if not self.is_vit:
+            extra["batch_stats"]["visual"] = visual["batch_stats"]
+        if self.settings.text:
+            width = self.size.text.width
+            length, (slots,) = len(self.prompt.ids), self.prompt.slots
+            normal = lambda key, *shape: 0.02 * jax.random.normal(key, shape)  # noqa: E731
+            keys = jax.random.split(key_prompt, 3)
+            embeddings = jnp.zeros((1, self.prompt.length, width))
+            params["text"] = self.text.init(key_text, embeddings, self.prompt.eot, method="encode")["params"]
+            params["prompts"] = {"context": normal(keys[0], self.meta.identities, len(slots), width)}
+            extra["prompt"] = {
+                "prefix": normal(keys[1], 1, slots[0], width),
+                "suffix": normal(keys[2], 1, length - slots[-1] - 1, width),
+            }
+            extra["texts"] = jnp.zeros((self.meta.identities, self.size.embed))
+            extra["tables"] = {"feature": jnp.zeros((self.meta.images, self.size.embed))}
+        return params, extra
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Widths of the two features that have heads: late and projected."""
+        size = self.size.visual
+        return (size.width if self.is_vit else 32 * size.width), self.size.embed
+
+    def load_pretrained(self, params: Params, extra: Extra, weights: Mapping[str, np.ndarray]) -> tuple[Params, Extra]:
+        """CLIP's towers, and the embeddings of the prompt's fixed words; identities' words keep their initial values."""
+        return merge_clip(params, extra, weights, self.grid, self.prompt)
+
+    # Forward ----------------------------------------------------------------------------------------------------------
+
+    def views(
+        self, params: Params, extra: Extra, batch: Batch, train: bool = False, cameras: bool = True
+    ) -> tuple[Views, Extra]:
+        """The three features of every image, and ``extra`` with the ResNet's new batch statistics in training."""
+        variables = {"params": params["visual"]}
+        if self.is_vit:
+            visual = self.visual if cameras else self.visual.clone(cameras=0)
+            out = visual.apply(variables, batch["image"], batch["camid"], train)
+            return Views(out.taps[-2][:, 0].astype(jnp.float32), out.cls, out.projected[:, 0]), extra
+        variables["batch_stats"] = extra["batch_stats"]["visual"]
+        if train:
+            out, updated = self.visual.apply(variables, batch["image"], True, False, mutable=["batch_stats"])
+            extra = extra | {"batch_stats": extra["batch_stats"] | {"visual": updated["batch_stats"]}}
+        else:
+            out = self.visual.apply(variables, batch["image"], False, False)
+        early, late = (jnp.mean(x.astype(jnp.float32), axis=(1, 2)) for x in (out.layer3, out.layer4))
+        return Views(early, late, out.pooled), extra
+
+    def texts(self, params: Params, extra: Extra, labels: Array) -> Array:
+        """Text features float32 [B, E] of identities int32 [B]: the prompt with their learned words."""
+        (slots,), length = self.prompt.slots, self.prompt.length
+        fixed = jnp.zeros((length, self.size.text.width))
+        fixed = fixed.at[: slots[0]].set(extra["prompt"]["prefix"][0])
+        fixed = fixed.at[slots[-1] + 1 :].set(extra["prompt"]["suffix"][0, : length - slots[-1] - 1])
+        embeddings = insert(fixed, slots, params["prompts"]["context"][labels])
+        return self.text.apply({"params": params["text"]}, embeddings, self.prompt.eot, method="encode")
+
+    # Losses -----------------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
+        if stage.name == PROMPTS:
+            return self.prompt_loss(params, extra, batch)
+        settings, labels = self.settings, batch["label"]
+        views, extra = self.views(params, extra, batch, train=True)
+        (_, logits), updated = self.heads.apply(
+            {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}, views[1:], True, mutable=["batch_stats"]
+        )
+        extra = extra | {"batch_stats": extra["batch_stats"] | {"heads": updated["batch_stats"]}}
+        image_text = self.image_text_logits(views.projected, extra) if settings.text else None
+        terms = clip_reid_terms(logits, views, image_text, labels, settings.margin, settings.label_smoothing)
+        total = (
+            settings.identity_weight * terms.identity
+            + settings.triplet_weight * terms.triplet
+            + settings.image_text_weight * terms.image_text
+        )
+        metrics = {"identity": terms.identity, "triplet": terms.triplet, "accuracy": accuracy(logits[0], labels)}
+        if settings.text:
+            metrics |= {"image_text": terms.image_text, "text_accuracy": accuracy(image_text, labels)}
+        return total, Aux(extra, metrics)
+
+    @staticmethod
+    def image_text_logits(projected: Array, extra: Extra) -> Array:
+        """Plain products [B, identities] of image features and the fixed texts: no normalisation, no temperature."""
+        return jnp.matmul(projected, extra["texts"].T, precision=jax.lax.Precision.HIGHEST)
+
+    def prompt_loss(self, params: Params, extra: Extra, batch: Batch) -> tuple[Array, Aux]:
+        """Image to text and text to image, both supervised contrastive, on cached features (stage 1).
+
+        With ``config.method.held_out`` a share of the images takes no part in the loss; ``held_out_accuracy`` says how many of
+        them find a text of their identity first among those of the batch.
+        """
+        labels, valid = batch["label"], batch["valid"]
+        texts = self.texts(params, extra, labels)
+        held_out = batch["index"] * SPREAD % SHARES < round(self.settings.held_out * SHARES)
+        total = image_text_contrastive(batch["feature"], texts, labels, valid=valid & ~held_out)
+        logits = jnp.where(valid[None], jnp.matmul(batch["feature"], texts.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
+        right = labels[jnp.argmax(logits, axis=1)] == labels
+        share = lambda chosen: jnp.sum(right & chosen) / jnp.maximum(jnp.sum(chosen), 1)  # noqa: E731
+        metrics = {"text_accuracy": share(valid & ~held_out)}
+        if self.settings.held_out:
+            metrics["held_out_accuracy"] = share(valid & held_out)
+        return total, Aux(extra, metrics)
+
+    # Evaluation -------------------------------------------------------------------------------------------------------
+
+    def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
+        """The late and the projected feature side by side, before or after their necks, float32 [B, D + E]."""
+        features = self.views(params, extra, batch)[0][1:]
+        if self.settings.test_feature == "after":
+            variables = {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}
+            features, _ = self.heads.apply(variables, features, False)
+        return jnp.concatenate(features, axis=-1)
+
+    def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
+        """``attention`` float32 [B, h, w], sums to 1: the last block's cls token, or the strength of the ResNet's last map."""
+        variables = {"params": params["visual"]}
+        if self.is_vit:
+            out = self.visual.apply(variables, batch["image"], batch["camid"], return_cls_logits=True)
+            shown = jax.nn.softmax(out.cls_logits, axis=-1)[..., 1:].mean(axis=1).reshape(-1, *self.grid)
+        else:
+            variables["batch_stats"] = extra["batch_stats"]["visual"]
+            shown = jnp.linalg.norm(self.visual.apply(variables, batch["image"]).layer4.astype(jnp.float32), axis=-1)
+        return {"attention": shown / jnp.maximum(shown.sum(axis=(1, 2), keepdims=True), 1e-12)}
+
+    def forward_flops(self) -> float:
+        if not self.is_vit:
+            return resnet_flops(self.size.visual, self.meta.image_size, self.size.embed, all_tokens=False)
+        return vit.forward_flops(self.size.visual, self.meta.image_size, self.visual.patch, self.visual.stride)
