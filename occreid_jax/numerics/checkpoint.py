@@ -15,7 +15,8 @@ from occreid_jax import distributed, methods
 from occreid_jax.data.decode import decode_image, in_order
 from occreid_jax.errors import UserError, listed
 from occreid_jax.evaluation.embed import embed_split
-from occreid_jax.nn.vit import SIZES, grid_size
+from occreid_jax.nn.clip import VISUAL
+from occreid_jax.nn.vit import SIZES, Size, grid_size
 from occreid_jax.train.start import place_weights
 from occreid_jax.types import Meta
 from occreid_jax.weights.port import Ported
@@ -68,24 +69,28 @@ def read_torch_features(path: str | Path) -> TorchFeatures:
     return TorchFeatures([str(name) for name in names], features.astype(np.float32), camids)
 
 
-def fit_config(config: Any, ported: Ported, given: Collection[str]) -> None:
-    """Sets what the checkpoint's tensors tell of its network, but for the keys ``given`` by the user, in place."""
-    description, has_bias = ported.description, any(path.endswith("attn/qkv/bias") for path in ported.weights)
-    facts: dict[str, Any] = {"camera": bool(description.cameras), "jpm": bool(description.jigsaw)}
-    sizes = [
-        name
-        for name, size in SIZES.items()
-        if (size.width, size.depth, size.qkv_bias) == (description.width, description.depth, has_bias)
-    ]
-    if sizes:
-        facts["backbone"] = sizes[0]
-    image_size, patch = tuple(config.data.image_size), config.method.get("patch", 16)
-    strides = [s for s in range(patch, 0, -1) if math.prod(grid_size(image_size, patch, s)) == description.patches]
-    if strides:
-        facts["stride"] = strides[0]
-    for key, value in facts.items():
-        if key in config.method and key not in given:
-            config.method[key] = value
+def config_arguments(config: Any, ported: Ported, given: Collection[str]) -> list[str]:
+    """What the checkpoint's tensors tell of its network, as arguments of the method's config: "stride=12", "camera=true" ...
+
+    ``config`` is the method's for the same pictures, without them; ``given`` are the keys that the user has set.
+    """
+    about, settings = ported.description, config.method
+    found: dict[str, Any] = {"camera": bool(about.cameras), "jpm": bool(about.jigsaw), "text": about.text_width is not None}
+    has_bias = any(path.endswith("attn/qkv/bias") for path in ported.weights)
+    for name, size in SIZES.items():
+        if (size.width, size.depth, size.qkv_bias) == (about.width, about.depth, has_bias):
+            found.setdefault("backbone", name)
+    for name, network in VISUAL.items():
+        blocks = network.visual.depth if isinstance(network.visual, Size) else sum(network.visual.depths)
+        same_tower = isinstance(network.visual, Size) == (about.tower == "vit")
+        if same_tower and (blocks, network.embed, network.patch) == (about.depth, about.embed, about.patch or network.patch):
+            found.setdefault("network", name)
+    patch = about.patch or settings.get("patch", 16)
+    image_size = tuple(config.data.image_size)
+    strides = [side for side in range(patch, 0, -1) if math.prod(grid_size(image_size, patch, side)) == about.patches]
+    if strides and about.tower != "resnet":
+        found["stride"] = strides[0]
+    return [f"{key}={str(value).lower()}" for key, value in found.items() if key in settings and key not in given]
 
 
 def read_images(folder: str | Path, names: list[str], image_size: tuple[int, int]) -> np.ndarray:

@@ -41,6 +41,8 @@ LAYOUTS = {
     "conv": Layout(
         ("out", "in", "height", "width"), lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1)
     ),  # OIHW <-> HWIO
+    "token": Layout(("width",), lambda x: x[None, None], lambda x: x[0, 0]),
+    "table": Layout(("rows", "width"), lambda x: x[None], lambda x: x[0]),
     "rows": Layout(("rows", 1, "width"), lambda x: x[:, 0], lambda x: x[:, None]),
     "heads_kernel": Layout(("in", "heads", "size"), lambda x: x.reshape(x.shape[0], x.shape[1] * x.shape[2]), None),
     "heads_bias": Layout(("heads", "size"), lambda x: x.reshape(-1), None),

@@ -14,6 +14,7 @@ from safetensors.numpy import save
 from occreid_jax.errors import UserError, listed
 from occreid_jax.files import read_json, write_bytes, write_json
 from occreid_jax.weights.families import Description, open_family, recognise
+from occreid_jax.weights.families.clip import POSITIONS
 from occreid_jax.weights.naming import RESIZED, USED, Arrays, Entry
 from occreid_jax.weights.sources import Origin
 
@@ -21,6 +22,7 @@ FORMAT = "occreid_jax"
 WEIGHTS, REPORT = "weights.safetensors", "port.json"
 PYTORCH, PYTORCH_PICKLE = "model.safetensors", "model.pth"
 PORTED_FILES, EXPORTED_FILES = (WEIGHTS, REPORT), (PYTORCH, PYTORCH_PICKLE)
+PLACED = {"encoder": ("pos_embed",), "clip": POSITIONS}  # where weights to start from have their positions, by kind
 WRAPPERS = ("module.", "opt/target/")  # what DataParallel and Google's optimiser put before every name
 
 Grid = tuple[int, int]
@@ -28,10 +30,10 @@ Grid = tuple[int, int]
 
 @dataclasses.dataclass(frozen=True)
 class Ported:
-    """Weights under this project's paths: float32 arrays, and ``grid`` int32 [2] (rows, columns) beside an encoder's."""
+    """Weights under this project's paths: float32 arrays, and ``grid`` int32 [2] (rows, columns) beside weights to start from."""
 
     family: str
-    kind: str  # "encoder" or "model"
+    kind: str  # "encoder", "clip" or "model"
     weights: Arrays
     entries: list[Entry]  # one for each tensor of the source
     description: Description
@@ -44,8 +46,8 @@ class Ported:
 def port(arrays: Mapping[str, np.ndarray], grid: Grid | None = None) -> Ported:
     """Recognises the family of ``arrays``, brings them under this project's paths and accounts for every one of them.
 
-    ``grid`` resizes the positions of an encoder at once; where these are no square grid it says what they are instead.
-    Raises `UserError` if the family is not known, or anything is missing, unexplained or of a wrong shape.
+    ``grid`` resizes the positions of an encoder, or of CLIP's image tower, at once; where these are no square grid it says what
+    they are instead. Raises `UserError` if the family is not known, or anything is missing, unexplained or of a wrong shape.
     """
     if not arrays:
         raise UserError("there are no tensors in the source")
@@ -55,15 +57,15 @@ def port(arrays: Mapping[str, np.ndarray], grid: Grid | None = None) -> Ported:
     weights, entries, description = family.read(arrays)
     entries = [entry._replace(name=wrapper + entry.name) for entry in entries]
     ported = Ported(family.name, family.kind, weights, entries, description)
-    if family.kind == "encoder":
+    if family.kind in PLACED:
         return placed(ported, grid)
     if grid is not None:
-        raise UserError("--grid is for encoders; a whole model keeps the grid that it was trained with")
+        raise UserError("--grid is for encoders and for CLIP; a whole model keeps the grid that it was trained with")
     return ported
 
 
 def placed(ported: Ported, grid: Grid | None) -> Ported:
-    """An encoder with the grid of its positions beside it, resized to ``grid`` if that is another one."""
+    """Weights to start from with the grid of their positions beside them, resized to ``grid`` if that is another one."""
     patches = ported.description.patches
     side = math.isqrt(patches)
     if side * side == patches:
@@ -74,16 +76,17 @@ def placed(ported: Ported, grid: Grid | None) -> Ported:
         example = f"--grid={patches // 8}x8" if patches % 8 == 0 else "--grid=ROWSxCOLUMNS"
         raise UserError(f"{patches} positions are no square grid; say what grid they are, for example {example}")
     weights, entries = dict(ported.weights), ported.entries
+    path = next(path for path in PLACED[ported.kind] if path in weights)
     if grid is not None and grid != own:
         import jax
 
         from occreid_jax.nn.vit import resize_positions
 
-        weights["pos_embed"] = np.array(jax.device_get(resize_positions(weights["pos_embed"], own, grid)))
+        weights[path] = np.array(jax.device_get(resize_positions(weights[path], own, grid)))
         done = f"{own[0]}x{own[1]} to {grid[0]}x{grid[1]}, bilinear"
         entries = [
             entry._replace(fate=RESIZED, note=", ".join(filter(None, (entry.note, done))))
-            if entry.fate == USED and entry.path == "pos_embed"
+            if entry.fate == USED and entry.path == path
             else entry
             for entry in entries
         ]
@@ -141,8 +144,15 @@ def write_ported(out_dir: str | Path, ported: Ported, origin: Origin) -> Path:
     return out_dir / WEIGHTS
 
 
+def widened(array: np.ndarray) -> np.ndarray:
+    """float16, which weights that ship with the package are stored in, as float32; anything else as it is."""
+    return array.astype(np.float32) if array.dtype == np.float16 else array
+
+
 def read_ported(path: str | Path) -> tuple[Arrays, dict[str, str]]:
-    """Arrays and metadata of ported weights; ``path`` is their folder or the safetensors file itself."""
+    """Arrays and metadata of ported weights; ``path`` is their folder or the safetensors file itself.
+
+    Halves come back as float32."""
     path = Path(path)
     path = path / WEIGHTS if path.is_dir() else path
     if not path.is_file():
@@ -150,7 +160,7 @@ def read_ported(path: str | Path) -> tuple[Arrays, dict[str, str]]:
     try:
         with safe_open(path, "numpy") as file:
             metadata = file.metadata() or {}
-            arrays = {name: file.get_tensor(name) for name in file.keys()} if metadata.get("format") == FORMAT else {}
+            arrays = {name: widened(file.get_tensor(name)) for name in file.keys()} if metadata.get("format") == FORMAT else {}
     except (SafetensorError, OSError, ValueError, TypeError) as error:
         raise UserError(
             f"{path}: not a readable safetensors file ({error}); write it again with launch/port_weights.py"
@@ -161,7 +171,7 @@ def read_ported(path: str | Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def export(weights: Mapping[str, np.ndarray], family: str) -> Arrays:
-    """PyTorch-named arrays of ``weights``: the names of ``family`` for a model, timm's for an encoder of any family.
+    """PyTorch-named arrays of ``weights``: the names of ``family`` for a model, timm's for any encoder, OpenAI's for any CLIP.
 
     What is not stored here is not in the result: ``num_batches_tracked`` of the batch normalisations, and weights that no
     forward pass reads. The official loaders copy what they are given and keep their own values for the rest. An AM-softmax

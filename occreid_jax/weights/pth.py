@@ -170,8 +170,7 @@ def _read_zip(archive: zipfile.ZipFile, limit: int) -> dict[str, np.ndarray]:
     if len(folders) != 1:
         raise _Problem("it is a zip file without the one data.pkl of torch.save")
     folder = folders[0]
-    if any(name.startswith((f"{folder}constants.pkl", f"{folder}code/")) for name in members):
-        raise _Problem("it is a TorchScript archive, which holds a program", f"open it with torch.jit.load and {SAVE_AGAIN}")
+    script = any(name.startswith((f"{folder}constants.pkl", f"{folder}code/")) for name in members)
 
     def raw(name: str) -> bytes | None:
         return archive.read(f"{folder}{name}") if f"{folder}{name}" in members else None
@@ -179,7 +178,11 @@ def _read_zip(archive: zipfile.ZipFile, limit: int) -> dict[str, np.ndarray]:
     order = raw("byteorder") or b"little"
     if order not in (b"little", b"big"):
         raise _Problem("its byteorder is neither little nor big")
-    return _arrays(_Unpickler(raw("data.pkl")).load(), lambda key: raw(f"data/{key}"), order.decode(), limit)
+    from occreid_jax.weights.torchscript import read_module  # here, since it needs this module
+
+    content = raw("data.pkl")
+    top = {"state_dict": read_module(content)} if script else _Unpickler(content).load()
+    return _arrays(top, lambda key: raw(f"data/{key}"), order.decode(), limit)
 
 
 def _read_legacy(content: memoryview, limit: int) -> dict[str, np.ndarray]:
@@ -201,10 +204,11 @@ def _read_legacy(content: memoryview, limit: int) -> dict[str, np.ndarray]:
 
 
 def _tensors(group: Any) -> dict[str, _Tensor]:
-    """The tensors in nested dictionaries, by their names joined with dots; all else is left out."""
+    """The tensors in nested dictionaries and modules, by their names joined with dots; all else is left out."""
     found, waiting, entries = {}, [((), group)], 0
     while waiting:
         path, value = waiting.pop()
+        value = getattr(value, "state", value)  # of a module in a TorchScript archive
         if type(value) is _Tensor and path:
             name = ".".join(path)
             if name in found or not _usable(name):
@@ -264,9 +268,10 @@ def _array(name: str, tensor: _Tensor, content: bytes | memoryview, swapped: boo
 def read_pth(path: str | Path) -> dict[str, np.ndarray]:
     """Named arrays of a PyTorch checkpoint, in its order: each of the tensor's shape and dtype, contiguous and its own copy.
 
-    Reads what torch.save writes, in the zip format or the legacy one, with tensors float64/32/16, bfloat16, int64/32/16/8, uint8
-    and bool. The tensors are those of the entry ``state_dict``, else of ``model``, else of the whole file; names within nested
-    dictionaries are joined with dots, a ``module.`` that all names begin with is removed, and what is no tensor is left out.
+    Reads what torch.save writes, in the zip format or the legacy one, and of what torch.jit.save writes the parameters and
+    buffers, without the program; tensors are float64/32/16, bfloat16, int64/32/16/8, uint8 and bool. They are those of the entry
+    ``state_dict``, else of ``model``, else of the whole file; names within nested dictionaries and modules are joined with dots,
+    a ``module.`` that all names begin with is removed, and what is no tensor is left out.
 
     Raises `UserError`, one line, if the file is absent, damaged, of another kind, without tensors, or names anything but tensors
     and plain containers. Nothing in it is executed in any case.

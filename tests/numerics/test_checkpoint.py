@@ -44,9 +44,10 @@ def case(tmp_path_factory):
 
 
 def run(folder, features="y.npz", **changes):
-    config = importlib.import_module("configs.transreid").get_config("dataset=folder")
+    get_config = importlib.import_module("configs.transreid").get_config
     ported = port(read_pth(folder / "model.pth"))
-    checkpoint.fit_config(config, ported, ())
+    found = checkpoint.config_arguments(get_config("dataset=folder"), ported, ())
+    config = get_config(",".join(["dataset=folder", *found]))
     config.method.update(changes)
     stored = checkpoint.read_torch_features(folder / features)
     images = checkpoint.read_images(folder, stored.names, (256, 128))

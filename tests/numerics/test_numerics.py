@@ -15,7 +15,7 @@ from occreid_jax.numerics.rankings import by_definition, compare_metrics, number
 from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
-LARGE = ("transreid_base_vit", "transreid_full")  # whole encoders of 768 channels: half a minute each
+LARGE = ("transreid_base_vit", "transreid_full", "clipreid_")  # whole encoders of 768 channels: half a minute each
 FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LARGE) else [])
     for path in sorted(REFERENCE.glob("*.npz"))
@@ -53,7 +53,7 @@ def test_every_kind_exists():
 
 
 def test_the_files_are_here():
-    assert len(FILES) >= 32
+    assert len(FILES) >= 39
 
 
 @pytest.mark.parametrize("path", FILES)

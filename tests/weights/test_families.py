@@ -207,7 +207,7 @@ def test_margin_softmax_heads():
 
 
 def test_methods_without_pytorch_names():
-    with pytest.raises(UserError, match="method 'colour_histogram' have no PyTorch names; those of baseline, transreid have"):
+    with pytest.raises(UserError, match="'colour_histogram' have no PyTorch names; those of baseline, clip_reid, transreid have"):
         families.for_method("colour_histogram")
 
 
@@ -284,7 +284,7 @@ def test_sizes_and_numbers_that_no_network_has():
 
 def test_recognising():
     made = {"vit": timm, "vit_huggingface": hugging_face, "vit_google": google, "transreid": transreid}
-    assert made.keys() == families.FAMILIES.keys()
+    assert made.keys() <= families.FAMILIES.keys()  # those of CLIP have tests of their own
     for name, make in made.items():
         assert recognise(make()).name == name
     with pytest.raises(UserError) as caught:

@@ -272,7 +272,7 @@ def test_wrong_archives(tmp_path):
     path, good = tmp_path / "a.pth", mapping({"x": plain("0", ONE["0"])})
     for extra in ("constants.pkl", "code/__torch__.py"):
         write_zip(path, good, ONE, others={extra: b"import os"})
-        assert "TorchScript" in refusal(path) and "torch.jit.load" in refusal(path)
+        assert "TorchScript archive that holds no module" in refusal(path)
     write_zip(path, good, {"0": np.zeros(30 << 20, np.float32)}, zipfile.ZIP_DEFLATED)
     assert path.stat().st_size < 1 << 20 and "unpacks to more than 100 times" in refusal(path)
     write_zip(path, good, ONE, zipfile.ZIP_BZIP2)

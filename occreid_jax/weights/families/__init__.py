@@ -19,6 +19,10 @@ FAMILIES = {
     "vit_huggingface": "occreid_jax.weights.families.vit:HUGGING_FACE",
     "vit_google": "occreid_jax.weights.families.vit:GOOGLE",
     "transreid": "occreid_jax.weights.families.transreid:TRANSREID",
+    "clip": "occreid_jax.weights.families.clip:OPENAI",
+    "clip_huggingface": "occreid_jax.weights.families.clip:HUGGING_FACE",
+    "clip_timm": "occreid_jax.weights.families.clip:TIMM",
+    "clipreid": "occreid_jax.weights.families.clip_reid:CLIP_REID",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
 
@@ -27,24 +31,36 @@ OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin
 class Description:
     """What the tensors tell of their model. None: this kind of model has no such thing, or the tensors do not tell it."""
 
-    width: int
+    width: int  # of the image features before a projection
     depth: int  # blocks between an image and its features
     patches: int  # positions without the cls token
     grid: tuple[int, int] | None = None  # rows and columns of the positions
     identities: int | None = None
     cameras: int | None = None  # 0: no camera embedding
     jigsaw: bool | None = None  # whether the jigsaw patch module (JPM) is on
+    tower: str | None = None  # of CLIP, whose images go through a "vit" or a "resnet"
+    embed: int | None = None  # numbers in CLIP's projected features of images and texts
+    patch: int | None = None  # side of a patch in pixels
+    stages: tuple[int, ...] | None = None  # blocks in each stage of a ResNet
+    text_width: int | None = None  # of CLIP's text tower; None with a ``tower``: there is no text tower
+    text_depth: int | None = None
+    text_positions: int | None = None  # the longest text, in tokens
+    vocabulary: int | None = None  # rows of the token embedding
 
     def metadata(self) -> dict[str, str]:
         """The known facts as strings, as safetensors files keep them; grids as ``16x8``."""
         facts = {name: value for name, value in vars(self).items() if value is not None}
-        if self.grid is not None:
-            facts["grid"] = f"{self.grid[0]}x{self.grid[1]}"
-        return {name: str(value).lower() for name, value in facts.items()}
+        return {
+            name: "x".join(map(str, value)) if isinstance(value, tuple) else str(value).lower() for name, value in facts.items()
+        }
 
     def __str__(self) -> str:
         grid = f" in {self.grid[0]} rows of {self.grid[1]}" if self.grid else ""
         facts = [f"width {self.width}", f"depth {self.depth}", f"{self.patches} positions{grid}"]
+        if self.tower is not None:
+            form = f"ViT of patch {self.patch}" if self.stages is None else f"ResNet of {'-'.join(map(str, self.stages))} blocks"
+            text = f"text of width {self.text_width} and depth {self.text_depth}" if self.text_width else "no text tower"
+            facts = [form, *facts, f"projected to {self.embed}", text]
         if self.identities is not None:
             facts.append(f"{self.identities} identities")
         if self.cameras is not None:
@@ -58,10 +74,11 @@ class Description:
 class Family:
     """Checkpoints of one origin.
 
-    ``kind`` is "encoder" (weights to start from, paths without prefix) or "model" (paths below ``params/`` and ``extra/``);
-    ``title`` says in words whose files they are. ``fits(names)`` recognises the names; ``read(arrays)`` gives arrays under this
-    project's paths, what became of each tensor, and the description; ``write(weights)`` gives arrays under PyTorch names with
-    an entry for each, and the description. Both raise `UserError` on anything that they cannot place. ``methods`` are those
+    ``kind`` is "encoder" (weights to start from, paths without prefix), "clip" (weights to start from, paths below ``params/``
+    and ``extra/``) or "model" (a trained model, paths below ``params/`` and ``extra/``); ``title`` says in words whose files
+    they are. ``fits(names)`` recognises the names; ``read(arrays)`` gives arrays under this project's paths, what became of
+    each tensor, and the description; ``write(weights)`` gives arrays under PyTorch names with an entry for each, and the
+    description. Both raise `UserError` on anything that they cannot place. ``methods`` are those
     whose runs can be written.
     """
 

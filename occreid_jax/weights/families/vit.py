@@ -227,7 +227,8 @@ def read_google(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], 
 
 
 def is_timm(names: Collection[str]) -> bool:
-    return {"cls_token", "patch_embed.proj.weight"} <= set(names)
+    # timm names CLIP's image tower alike, but for a norm before the blocks that no other encoder has.
+    return {"cls_token", "patch_embed.proj.weight"} <= set(names) and "norm_pre.weight" not in names
 
 
 def is_hugging_face(names: Collection[str]) -> bool:
