@@ -18,6 +18,10 @@ DATASETS = {
 }
 
 
+TINY = "clip_tiny"  # the backbone whose weights ship with the package
+EPOCHS = {"tiny CLIP": {"demo": 20, "small": 8}, "nothing": {"demo": 30, "small": 12}}  # of small encoders, by their start
+
+
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
     """Reads "key=value,flag" into typed values; the defaults name the legal keys and give each its type.
 
@@ -94,14 +98,16 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict, **changes) -> dict:
-    """Settings of an ImageNet ViT with BNNeck, identity loss and triplet. ``arg`` holds backbone, stride, camera, person_mask.
+    """Settings of a ViT with BNNeck, identity loss and triplet. ``arg`` holds backbone, stride, camera, person_mask, pretrained.
 
-    Pictures of 256 pixels get ViT-B and the published recipe; smaller ones a small encoder that starts from nothing.
+    Pictures of 256 pixels get ViT-B and the published recipe; smaller ones the tiny CLIP that ships with the package, or with
+    ``pretrained=false`` a small encoder that starts from nothing. `finish_small` does the rest for them.
     """
     full_size = max(config.data.image_size) >= 256
+    backbone = arg.backbone or ("base" if full_size else TINY if arg.pretrained else "demo")
     values = dict(
         name=name,
-        backbone=arg.backbone or ("base" if full_size else "demo"),  # or WIDTHxDEPTHxHEADS
+        backbone=backbone,  # also WIDTHxDEPTHxHEADS, or clip_ and one of CLIP's networks
         patch=16,
         stride=arg.stride or 16,
         camera=arg.camera,  # side information embedding: one learned vector per camera on every token
@@ -110,7 +116,7 @@ def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections
         dropout=0.0,
         attention_dropout=0.0,
         positions=True,
-        from_scratch=not full_size,  # initial values for learning without pretrained weights
+        from_scratch=not full_size and backbone != TINY,  # initial values for learning without pretrained weights
         remat=False,
         label_smoothing=0.0,
         identity_loss="softmax",  # softmax | arcface | cosface | amsoftmax | circle
@@ -128,24 +134,34 @@ def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections
     return values | changes
 
 
-def learn_from_nothing(config: ml_collections.ConfigDict, epochs: int) -> None:
-    """Changes a one-stage ViT recipe for small pictures and no pretrained weights, in place.
+def finish_small(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
+    """Changes the one-stage recipe of a ViT for the small rendered pictures, in place; others keep the published one.
 
     A batch-hard loss before the neck would pull all features together before they tell anything apart, and SGD is too slow for
-    a transformer without pretrained weights.
+    a transformer that has to learn much in minutes.
     """
+    if not is_small(config):
+        return
     config.method.update(triplet_feature="after", test_feature="after", label_smoothing=0.1)
     main = config.stages.main
-    main.epochs = epochs
     main.sampler = identity_sampler(8, 4)
     main.augment.pad = 5
+    pretrained = config.method.backbone == TINY
+    main.epochs = EPOCHS["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
     main.optimizer = adam(
         name="adamw",
-        learning_rate=1e-3,
+        learning_rate=5e-4 if pretrained else 1e-3,
         weight_decay=0.05,
         bias_weight_decay=0.0,
         schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
     )
+    if pretrained:
+        config.init.weights = "tiny_clip"
+
+
+def is_small(config: ml_collections.ConfigDict) -> bool:
+    """Whether this is the embedded benchmark at a size that a laptop trains in minutes."""
+    return config.data.name == "synthetic" and max(config.data.image_size) < 256
 
 
 def sgd(**changes) -> dict:

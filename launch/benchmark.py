@@ -55,6 +55,7 @@ def main() -> None:
     columns = {
         "image": rng.integers(0, 256, (PICTURES.value, height, width, 3), np.uint8),
         "parts": rng.integers(0, 9, (PICTURES.value, height, width), np.uint8),
+        "caption": rng.integers(1, 100, (PICTURES.value, 4, 32), np.int32),
         "camid": rng.integers(0, meta.cameras, PICTURES.value).astype(np.int32),
         "label": np.sort(rng.integers(0, meta.identities, PICTURES.value)).astype(np.int32),
     }

@@ -16,7 +16,7 @@ import command
 from absl import flags
 
 ACTIONS = ("synthetic", "doctor", "tables")
-SIZE = flags.DEFINE_enum("size", "demo", ["demo", "small", "full"], "size of the synthetic benchmark")
+SIZE = flags.DEFINE_enum("size", "demo", ["demo", "small", "full", "pretrain"], "size of the synthetic benchmark")
 SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split of the synthetic benchmark")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark to")

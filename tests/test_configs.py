@@ -48,6 +48,7 @@ def test_init_and_one_step_of_every_stage_at_full_size(name, argument):
         tables = {
             "image": jax.ShapeDtypeStruct((len(labels), *size, 3), jnp.uint8),
             "parts": jax.ShapeDtypeStruct((len(labels), *size), jnp.uint8),
+            "caption": jax.ShapeDtypeStruct((len(labels), 4, 40), jnp.int32),
             "camid": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
             "label": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
         }

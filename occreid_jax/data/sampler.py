@@ -90,17 +90,18 @@ def _running_count(values: np.ndarray, kinds: int) -> np.ndarray:
     return counts
 
 
-def uniform_batches(count: int, batch_size: int, seed: int, epoch: int, remainder: str = "drop") -> np.ndarray:
+def uniform_batches(count: int, batch_size: int, seed: int, epoch: int, remainder: str = "drop", most: int = 0) -> np.ndarray:
     """Every image once, in random order: int32 [steps, batch_size].
 
     ``remainder="drop"`` leaves the last incomplete batch out; ``"pad"`` fills it up with index -1 (a row that is not valid).
+    ``most`` ends an epoch after so many batches, each time with other images; 0 takes all.
     """
     order = _generator(seed, epoch).permutation(count).astype(np.int32)
     if remainder == "pad":
         order = np.concatenate([order, np.full(-count % batch_size, -1, np.int32)])
     elif remainder != "drop":
         raise DataError(f'sampler.remainder is {remainder!r}: it should be "drop" or "pad"')
-    steps = len(order) // batch_size
+    steps = min(len(order) // batch_size, most or len(order))
     return order[: steps * batch_size].reshape(steps, batch_size)
 
 
@@ -109,7 +110,7 @@ def make_sampler(block: Any, labels: np.ndarray) -> Callable[[int, int], np.ndar
 
     Args:
       block: has ``name`` ("identity" or "uniform") and ``batch_size``; "identity" also has ``images_per_identity``, and
-        "uniform" may have ``remainder`` ("drop", the default, or "pad").
+        "uniform" may have ``remainder`` ("drop", the default, or "pad") and ``most``, the batches of an epoch at most (0: all).
       labels: integers [N].
 
     Raises:
@@ -120,8 +121,8 @@ def make_sampler(block: Any, labels: np.ndarray) -> Callable[[int, int], np.ndar
     if block.name == "identity":
         images = block.images_per_identity
         return lambda seed, epoch: identity_batches(labels, block.batch_size // images, images, seed, epoch)
-    remainder = getattr(block, "remainder", "drop")
-    return lambda seed, epoch: uniform_batches(len(labels), block.batch_size, seed, epoch, remainder)
+    remainder, most = getattr(block, "remainder", "drop"), getattr(block, "most", 0)
+    return lambda seed, epoch: uniform_batches(len(labels), block.batch_size, seed, epoch, remainder, most)
 
 
 def _check(block: Any, labels: np.ndarray) -> None:
@@ -141,7 +142,9 @@ def _check(block: Any, labels: np.ndarray) -> None:
                 f"{identities}: {remedy}"
             )
     elif block.name == "uniform":
-        remainder = getattr(block, "remainder", "drop")
+        remainder, most = getattr(block, "remainder", "drop"), getattr(block, "most", 0)
+        if most < 0:
+            raise DataError(f"sampler.most is {most}: it should be a number of batches, or 0 for all")
         if remainder not in ("drop", "pad"):
             raise DataError(f'sampler.remainder is {remainder!r}: it should be "drop" or "pad"')
         if len(labels) == 0 or (remainder == "drop" and len(labels) < size):
@@ -160,7 +163,7 @@ def steps_per_epoch(block: Any, labels: np.ndarray, seed: int, epochs: int | ran
     if block.name == "uniform":
         count, size = len(labels), block.batch_size
         steps = -(-count // size) if getattr(block, "remainder", "drop") == "pad" else count // size
-        return (steps,) * len(epochs)
+        return (min(steps, getattr(block, "most", 0) or steps),) * len(epochs)
     images = block.images_per_identity
     counts = np.unique(np.asarray(labels), return_counts=True)[1].astype(np.int64)
     chunks = np.maximum(counts // images, 1).tobytes()

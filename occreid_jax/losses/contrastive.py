@@ -61,3 +61,18 @@ def image_text_contrastive(
     image_to_text = supervised_contrastive(images, texts, labels, labels, temperature, valid, valid)
     text_to_image = supervised_contrastive(texts, images, labels, labels, temperature, valid, valid)
     return image_to_text + text_to_image
+
+
+def paired_contrastive(images: Array, texts: Array, scale: Array, same: Array) -> tuple[Array, Array]:
+    """CLIP's symmetric loss (Radford et al. 2021, figure 3): float32 scalar, and logits float32 [B, B] of images x texts.
+
+    Row i of texts [B, D] belongs to row i of images [B, D], both of unit length; ``scale`` multiplies the cosines. ``same``
+    bool [B, B] is True where text j is as good for image i as its own, or image j for text i (one identity, one sentence): such
+    a pair is no negative and stands in neither softmax. It is symmetric; the diagonal does not matter.
+    """
+    images, texts = images.astype(jnp.float32), texts.astype(jnp.float32)
+    logits = scale * jnp.matmul(images, texts.T, precision=jax.lax.Precision.HIGHEST)
+    own = jnp.eye(len(logits), dtype=bool)
+    logits = jnp.where(same & ~own, MASKED, logits)
+    losses = [-jnp.mean(jnp.diagonal(jax.nn.log_softmax(logits, axis=axis))) for axis in (0, 1)]
+    return 0.5 * (losses[0] + losses[1]), logits

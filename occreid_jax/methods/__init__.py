@@ -12,6 +12,7 @@ from occreid_jax.types import Meta, Method
 
 NAMES = {
     "baseline": "occreid_jax.methods.baseline:Baseline",
+    "clip_pretraining": "occreid_jax.methods.clip_pretraining:ClipPretraining",
     "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
     "transreid": "occreid_jax.methods.transreid:TransReID",
     "clip_reid": "occreid_jax.methods.clip_reid:ClipReID",

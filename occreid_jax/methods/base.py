@@ -11,11 +11,12 @@ import numpy as np
 from occreid_jax.augment import appearance, standard
 from occreid_jax.errors import UserError
 from occreid_jax.losses.metric import l2_normalise, squared_distances
-from occreid_jax.nn import heads, vit
+from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.precision import compute_dtype
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
 
 Array = jax.Array
+CLIP = "clip_"  # what the name of a backbone begins with if it is the image tower of a CLIP
 
 
 class MethodBase:
@@ -24,6 +25,8 @@ class MethodBase:
     A subclass gives ``init``, ``loss`` and ``embed``, and overrides what differs.
     """
 
+    order: tuple[str, ...] = ()  # names of the stages; a ConfigDict sorts its keys, so a config cannot say what comes first
+
     def __init__(self, config, meta: Meta):
         self.config = config
         self.settings = config.method
@@ -31,8 +34,11 @@ class MethodBase:
         self.dtype = compute_dtype(config.dtype)
 
     def stages(self) -> tuple[Stage, ...]:
-        """One `Stage` per entry of ``config.stages``, in the order the config lists them."""
-        return tuple(self.stage(name, block) for name, block in self.config.stages.items())
+        """One `Stage` per entry of ``config.stages``, in the order of ``order`` (alphabetical where a method has none)."""
+        names = sorted(self.config.stages)
+        if unknown := [name for name in names if self.order and name not in self.order]:
+            raise UserError(f"config.stages.{unknown[0]}: this method's stages are {', '.join(self.order)}")
+        return tuple(self.stage(name, self.config.stages[name]) for name in self.order or names if name in names)
 
     def stage(self, name: str, block) -> Stage:
         """The stage of one config block: every parameter but the frozen neck biases moves."""
@@ -85,19 +91,19 @@ class MethodBase:
             raise UserError(f"config.method.{key} is '{self.settings[key]}'; it must be one of {', '.join(choices)}")
 
     def vit(self, **changes) -> vit.ViT:
-        """The encoder that ``config.method`` describes."""
+        """The encoder that ``config.method`` describes.
+
+        ``backbone`` is a size of `nn.vit`, WIDTHxDEPTHxHEADS, or "clip_" and a network of `nn.clip` (its image tower without the
+        projection).
+        """
         settings = self.settings
-        try:
-            size = vit.size_of(settings.backbone)
-        except ValueError as error:
-            raise UserError(f"config.method.backbone: {error}") from error
+        name = settings.backbone
         values = dict(
-            size=size,
             image_size=tuple(self.meta.image_size),
-            patch=settings.patch,
             stride=settings.stride,
             cameras=self.meta.cameras if settings.camera else 0,
             camera_scale=settings.camera_scale,
+            camera_tokens="all",
             drop_path=settings.drop_path,
             dropout=settings.dropout,
             attention_dropout=settings.attention_dropout,
@@ -106,4 +112,9 @@ class MethodBase:
             remat=settings.remat,
             dtype=self.dtype,
         )
-        return vit.ViT(**(values | changes))
+        try:
+            if name.startswith(CLIP):
+                return clip.clip_visual(name.removeprefix(CLIP), projection_width=0, **(values | changes))
+            return vit.ViT(size=vit.size_of(name), patch=settings.patch, **(values | changes))
+        except ValueError as error:
+            raise UserError(f"config.method.backbone: {error}") from error

@@ -48,6 +48,8 @@ class ClipReID(MethodBase):
     not kept: nothing but the fixed words of the prompt ever goes through it.
     """
 
+    order = (PROMPTS, FINETUNE)
+
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings = self.settings

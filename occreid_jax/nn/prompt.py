@@ -15,10 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from occreid_jax.vocabulary import CONTEXT, END, START
+
 Array = jax.Array
 
-START, END = 49406, 49407
-CONTEXT = 77  # tokens of a text, with start, end and the zeros after it
 TOKENIZER = "openai/clip-vit-base-patch16"  # all of OpenAI's CLIP networks share one vocabulary
 WORDS = {
     "photo": (1125,),

@@ -5,7 +5,8 @@ Public:
 * `generate`, `SIZES`, `Size`, `SPLITS`, `VERSION`: write a benchmark to disk;
 * `contact_sheet`: one PNG to look at it;
 * `DIFFICULTY`, `Difficulty`: the knobs that make it easier or harder;
-* `Person`, `sample_people`, `captions`, `NAMESPACES`: identities and the sentences that describe them;
+* `Person`, `sample_people`, `NAMESPACES`: identities;
+* `captions`, `caption_within`, `caption_variants`, `attribute_prompts`, `TOPICS`, `VARIANTS`: the sentences that describe them;
 * `Camera`, `cameras`: the six cameras of a namespace;
 * `Pose`, `sample_pose`, `render_image`, `Picture`: one image and its truth map as arrays;
 * `OBJECTS`, `render_occluder`: occluders as cut-outs with opacity;
@@ -22,8 +23,9 @@ from occreid_jax.synthetic.cameras import Camera, cameras
 from occreid_jax.synthetic.compose import Picture, render_image, sample_pose
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
 from occreid_jax.synthetic.occluders import OBJECTS, render_occluder
-from occreid_jax.synthetic.people import Person, captions, sample_people
+from occreid_jax.synthetic.people import Person, sample_people
 from occreid_jax.synthetic.plan import SIZES, Size
+from occreid_jax.synthetic.sentences import TOPICS, VARIANTS, attribute_prompts, caption_variants, caption_within, captions
 from occreid_jax.synthetic.sheet import contact_sheet
 from occreid_jax.synthetic.streams import NAMESPACES, stream
 
@@ -34,6 +36,8 @@ __all__ = [
     "OCCLUDED",
     "SIZES",
     "SPLITS",
+    "TOPICS",
+    "VARIANTS",
     "VERSION",
     "Camera",
     "Difficulty",
@@ -42,6 +46,9 @@ __all__ = [
     "Pose",
     "Size",
     "cameras",
+    "attribute_prompts",
+    "caption_variants",
+    "caption_within",
     "captions",
     "contact_sheet",
     "generate",

@@ -19,8 +19,9 @@ from occreid_jax.synthetic.cameras import Camera, cameras
 from occreid_jax.synthetic.compose import CROP, Picture, render_image, sample_pose, sample_yaw
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
 from occreid_jax.synthetic.occluders import OBJECTS
-from occreid_jax.synthetic.people import Person, captions, sample_people
+from occreid_jax.synthetic.people import Person, sample_people
 from occreid_jax.synthetic.plan import GALLERY, QUERY, SIZES, TRAIN, Shot, Size, shots
+from occreid_jax.synthetic.sentences import captions
 from occreid_jax.synthetic.streams import stream
 
 VERSION = 1
@@ -72,6 +73,7 @@ def generate(
         raise ValueError(f"split {split!r} is unknown; take one of {', '.join(SPLITS)}")
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; take a whole number >= 0")
+    difficulty = dataclasses.replace(difficulty, **dict(SIZES[size].sources.changes))
     wanted = {"size": size, "split": split, "seed": seed, "version": VERSION, "difficulty": dataclasses.asdict(difficulty)}
     if _finished(out, wanted):
         return out
@@ -110,21 +112,26 @@ def _finished(out: Path, wanted: dict[str, Any]) -> bool:
 
 
 def _write(root: Path, size: Size, wanted: dict[str, Any], difficulty: Difficulty, progress) -> None:
-    seed, split = wanted["seed"], wanted["split"]
-    views = cameras(seed, "benchmark", difficulty)
-    people = {
-        "train": sample_people(seed, size.train_identities, "train", difficulty),
-        "test": sample_people(seed, size.test_identities, "test", difficulty),
-        "distractor": sample_people(seed, size.distractor_identities, "distractor", difficulty),
+    split, sources = wanted["split"], size.sources
+    seed = wanted["seed"] + sources.seed_offset
+    train = [camera for namespace in sources.train_cameras for camera in cameras(seed, namespace, difficulty)]
+    test = train if sources.test_cameras in sources.train_cameras else cameras(seed, sources.test_cameras, difficulty)
+    views = {TRAIN: train, QUERY: test, GALLERY: test}
+    numbers = {
+        sources.train: size.train_identities,
+        sources.test: size.test_identities,
+        "distractor": size.distractor_identities,
     }
+    people = {name: sample_people(seed, count, name, difficulty) for name, count in numbers.items() if count}
     for folder in (TRAIN, QUERY, GALLERY):
         (root / folder).mkdir(parents=True)
         (root / "truth" / folder).mkdir(parents=True)
     todo = shots(size, seed)
     rows, counts = [], Counter()
     for done, shot in enumerate(todo):
-        picture = _draw(shot, split, seed, size, views[shot.camera], people, difficulty)
-        _save(root, shot, picture, views[shot.camera].quality)
+        camera = views[shot.folder][shot.camera]
+        picture = _draw(shot, split, seed, size, camera, people, difficulty)
+        _save(root, shot, picture, camera.quality)
         row = (shot.folder, shot.name, shot.pid, shot.camera, picture.occlusion, picture.occluder)
         rows.append((*row, f"{picture.covered:.4f}", picture.viewpoint))
         counts[shot.folder] += 1

@@ -9,7 +9,7 @@ import dataclasses
 class Difficulty:
     """Knobs of the renderer. Angles in radians, strengths as factors where 0 switches the effect off."""
 
-    palettes: int = 26  # outfits share this many colour sets; fewer makes colour tell less
+    palettes: int = 26  # outfits share this many colour sets; fewer makes colour tell less, 0 draws every colour by itself
     camera_colour: float = 0.10  # how far the colour responses of two cameras lie apart
     image_colour: float = 0.3  # change of light from one image to the next at one camera
     yaw_spread: float = 0.42  # standard deviation of the facing direction round what a camera usually sees

@@ -1,16 +1,15 @@
-"""Identities: what a person looks like, how people are sampled, and the sentence that describes one."""
+"""Identities: what a person looks like and how people are sampled."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
-from occreid_jax.synthetic.palettes import HAIR, PALETTES
+from occreid_jax.synthetic.palettes import COLOURS, HAIR, PALETTES
 from occreid_jax.synthetic.streams import NAMESPACES, stream
 
 UPPERS = ("t-shirt", "shirt", "hoodie", "jacket", "coat", "dress")
@@ -32,7 +31,7 @@ HEADWEAR = ("none", "cap", "hat")
 HAIR_LENGTHS = ("short", "medium", "long")
 
 # A person belongs to the namespace that owns the remainder of its outfit's checksum, so two namespaces cannot share an outfit.
-_OWNERS = {0: "train", 1: "train", 2: "train", 3: "test", 4: "test", 5: "distractor", 6: "pretrain", 7: "pretrain"}
+_OWNERS = {0: "train", 1: "train", 2: "train", 3: "test", 4: "test", 5: "distractor", 6: "pretrain", 7: "pretrain_test"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +83,8 @@ def _draw_person(rng: np.random.Generator, palettes: int) -> Person:
 
     gender = pick(("man", "woman"))
     woman = gender == "woman"
-    upper_colour, second_colour, lower_colour, shoes_colour, bag_colour = PALETTES[int(rng.integers(palettes))]
+    colours = PALETTES[int(rng.integers(palettes))] if palettes else [pick(tuple(COLOURS)) for _ in range(5)]
+    upper_colour, second_colour, lower_colour, shoes_colour, bag_colour = colours
     if rng.random() < 0.5:  # the same colours worn the other way round: the colour histogram hardly changes
         upper_colour, lower_colour = lower_colour, upper_colour
     if second_colour == upper_colour:
@@ -150,62 +150,3 @@ def sample_people(seed: int, count: int, namespace: str = "train", difficulty: D
 def owner(person: Person) -> str:
     """Return the only namespace that may hold this person's outfit."""
     return _OWNERS[zlib.crc32(repr(person.outfit()).encode()) % 8]
-
-
-def captions(attributes: Person | Mapping[str, Any]) -> str:
-    """Return an English sentence about an identity.
-
-    Args:
-        attributes: a `Person`, or what `Person.attributes` returned (as ``truth/identities.json`` holds it).
-    """
-    person = attributes if isinstance(attributes, Person) else Person(**dict(attributes))
-    words = []
-    if person.stature > 1.05:
-        words.append("tall")
-    elif person.stature < 0.95:
-        words.append("short")
-    if person.girth > 1.14:
-        words.append("broad")
-    elif person.girth < 0.87:
-        words.append("slim")
-    words.append(person.gender)
-    style = "" if person.hair_style == "loose" else f" in a {person.hair_style}"
-    sentence = f"{_article(words[0])} {' '.join(words)} with {person.hair_length} {person.hair_colour} hair{style}"
-    wearing = [_upper_words(person)]
-    if person.lower == "leggings":
-        wearing.append(f"{person.lower_colour} leggings")
-    elif person.lower == "skirt":
-        wearing.append(f"{_article(person.lower_colour)} {person.lower_colour} skirt")
-    else:
-        wearing.append(f"{person.lower_colour} {person.lower}" + (" with a side stripe" if person.side_stripe else ""))
-    wearing.append(f"{person.shoes_colour} shoes")
-    if person.headwear != "none":
-        wearing.append(f"{_article(person.bag_colour)} {person.bag_colour} {person.headwear}")
-    if person.scarf:
-        wearing.append(f"{_article(person.bag_colour)} {person.bag_colour} scarf")
-    sentence += f" wearing {', '.join(wearing[:-1])} and {wearing[-1]}"
-    if person.bag != "none":
-        sentence += f", carrying {_article(person.bag_colour)} {person.bag_colour} {person.bag}"
-    return sentence
-
-
-def _upper_words(person: Person) -> str:
-    parts = [person.upper]
-    if person.pattern in ("logo", "sash"):
-        parts.append(f"with a {person.second_colour} {person.pattern}")
-    elif person.pattern == "plain":
-        if person.contrast_sleeves:
-            parts.append(f"with {person.second_colour} sleeves")
-    else:
-        parts.insert(0, person.pattern)
-        parts[0] = f"and {person.second_colour} {person.pattern}"
-    if person.pattern != "plain" and person.contrast_sleeves:
-        parts.append(("and" if parts[-1] != person.upper else "with") + f" {person.second_colour} sleeves")
-    text = f"{person.upper_colour} {' '.join(parts)}"
-    if person.open_front:
-        text = f"open {text}"
-    return f"{_article(text)} {text}"
-
-
-def _article(word: str) -> str:
-    return "an" if word[0] in "aeiou" else "a"

@@ -145,7 +145,7 @@ def _thing(image: np.ndarray, rng: np.random.Generator, horizon: int, height: in
 
 
 def _walkers(image, rng: np.random.Generator, seed: int, namespace: str, number: int, height: int, horizon: int) -> None:
-    owner = "pretrain" if namespace.startswith("pretrain") else "distractor"
+    owner = next((name for name in ("pretrain_test", "pretrain") if namespace.startswith(name)), "distractor")
     people = sample_people(seed + 1000 + number, 5, owner)
     for person in people:
         scale = height * rng.uniform(0.3, 0.55)

@@ -6,7 +6,7 @@ import zlib
 
 import numpy as np
 
-NAMESPACES = ("train", "test", "distractor", "pretrain")
+NAMESPACES = ("train", "test", "distractor", "pretrain", "pretrain_test")
 """Sets of people that never share an outfit, see `occreid_jax.synthetic.people.sample_people`."""
 
 

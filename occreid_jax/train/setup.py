@@ -15,13 +15,15 @@ from occreid_jax import config as configuration
 from occreid_jax import distributed, methods
 from occreid_jax.data import readers, sampler
 from occreid_jax.data import table as tables
+from occreid_jax.data.captions import read_captions
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.files import read_json, write_json
 from occreid_jax.train.log import Reporter
 from occreid_jax.types import Dataset, Meta, Method
+from occreid_jax.vocabulary import tiny_vocabulary
 
-TABLES = ("image", "parts")  # what can be read from files per picture
+TABLES = ("image", "parts", "caption")  # what can be read from files per picture
 
 # Settings that do not change what a run computes; a run may be resumed with others.
 FREE_KEYS = ("data.root", "data.cache", "data.resident", "report.", "checkpoint.keep", "mesh.", "loop.log_every")
@@ -65,6 +67,8 @@ class Setup:
     def open_table(self, role: str, name: str, resize_filter: str) -> np.ndarray:
         """Decodes a table, or opens the one that was decoded before."""
         split = getattr(self.dataset, role)
+        if name == "caption":
+            return caption_table(self.dataset, role, self.config.data.synthetic_seed)
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:
             if name == "parts":
                 table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
@@ -73,6 +77,25 @@ class Setup:
         for note in table.notes:
             self.reporter.line(f"{role}: {note}")
         return table.images
+
+
+def caption_table(dataset: Dataset, role: str, seed: int) -> np.ndarray:
+    """Sentences that are true of every picture, as rows of the tiny CLIP's vocabulary: int32 [N, variants, L].
+
+    A row ends with the end token, the largest number in it; L is the longest sentence's length. Raises `DataError` if the
+    dataset has no captions.
+    """
+    pictures = read_captions(dataset, role)  # first: other datasets have none and need no renderer
+    from occreid_jax import synthetic
+
+    vocabulary, names = tiny_vocabulary(), getattr(dataset, role).names
+    variants = [
+        synthetic.caption_variants(picture.attributes, picture.occluder, seed, name)
+        for picture, name in zip(pictures, names, strict=True)
+    ]
+    rows = vocabulary.rows(vocabulary.tokenize([text for texts in variants for text in texts]))
+    length = int(rows.argmax(axis=1).max()) + 1
+    return np.ascontiguousarray(rows[:, :length]).reshape(len(names), -1, length)
 
 
 def data_root(config) -> Path:

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from occreid_jax.assets import FOLDER, asset
 from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, first_line
 from occreid_jax.types import Method
@@ -37,8 +38,14 @@ def initial_model(method: Method, config) -> tuple[Any, Any]:
 
 def load_weights(method: Method, params: Any, extra: Any, path: str | Path, skip: str = "") -> tuple[Any, Any]:
     """``(params, extra)`` with ported weights in place of initial values; `UserError` if they do not fit the method."""
-    arrays, metadata = read_ported(path)
+    arrays, metadata = read_ported(shipped(path))
     return place_weights(method, params, extra, arrays, metadata["kind"], skip, f"the weights of {path} ({metadata['family']})")
+
+
+def shipped(path: str | Path) -> Path:
+    """The folder of weights that ship with the package if ``path`` is the name of such ("tiny_clip"), otherwise ``path``."""
+    path = Path(path)
+    return asset(path.name) if str(path) == path.name and not path.exists() and (FOLDER / path.name).is_dir() else path
 
 
 def place_weights(

@@ -13,6 +13,7 @@ from flax import traverse_util
 
 from occreid_jax.errors import UserError
 from occreid_jax.nn.vit import resize_positions
+from occreid_jax.vocabulary import tiny_vocabulary
 
 IMAGE, TEXT, STATISTICS = "params/visual/", "params/text/", "extra/batch_stats/visual/"  # of a whole CLIP
 SHOWN = 5  # names an error message lists before it counts the rest
@@ -103,7 +104,7 @@ def merge_clip(
     """Both towers of a whole CLIP -> ``(params, extra)`` of a method with ``visual`` and, maybe, ``text``.
 
     ``prompt`` (`occreid_jax.nn.prompt.Prompt`) has its fixed words embedded into ``extra["prompt"]``, prefix and suffix around
-    the learned ones. ``weights`` of a CLIP with fewer words carry ``vocabulary`` int [V], CLIP's id of every row.
+    the learned ones.
     """
     given = flatten(weights)
     if not any(name.startswith(IMAGE) for name in given):
@@ -121,7 +122,7 @@ def merge_clip(
     if table is None:
         raise UserError("these weights have no token embedding to look up the prompt's words in; port a whole CLIP")
     params["text"] = merge(params["text"], text, source="the pretrained text tower")
-    embedded = np.asarray(table)[rows_of(prompt.ids, given.get("vocabulary"), len(table))][None]
+    embedded = np.asarray(table)[rows_of(prompt.ids, len(table))][None]
     (slots,) = prompt.slots
     extra["prompt"] = merge(
         extra["prompt"],
@@ -131,13 +132,11 @@ def merge_clip(
     return params, extra
 
 
-def rows_of(ids: np.ndarray, vocabulary: Any, count: int) -> np.ndarray:
-    """Rows of a token embedding with ``count`` rows for CLIP's token ids."""
-    if vocabulary is None:
-        if ids.max() >= count:
-            raise UserError(f"the token embedding has {count} rows, the prompt needs id {ids.max()}: not CLIP's vocabulary")
-        return ids
-    places = {int(number): row for row, number in enumerate(np.asarray(vocabulary))}
-    if lacking := sorted({int(number) for number in ids} - places.keys()):
-        raise UserError(f"the reduced vocabulary lacks the token ids {lacking} of the prompt")
-    return np.array([places[int(number)] for number in ids])
+def rows_of(ids: np.ndarray, count: int) -> np.ndarray:
+    """Rows of a token embedding with ``count`` rows for CLIP's token ids: CLIP's own table, or that of the tiny CLIP."""
+    vocabulary = tiny_vocabulary()
+    if count == len(vocabulary):
+        return vocabulary.rows(ids)
+    if ids.max() >= count:
+        raise UserError(f"the token embedding has {count} rows, the prompt needs id {ids.max()}: not CLIP's vocabulary")
+    return ids

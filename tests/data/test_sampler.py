@@ -111,6 +111,8 @@ def test_uniform():
     assert sorted(padded.reshape(-1)) == [-1, -1, *range(10)] and (padded[-1, -2:] == -1).all()
     np.testing.assert_array_equal(padded[:2], batches)
     assert uniform_batches(8, 4, 0, 0, remainder="pad").shape == (2, 4)
+    assert uniform_batches(10, 4, seed=0, epoch=1, most=1).tolist() == batches[:1].tolist()
+    assert uniform_batches(10, 4, seed=0, epoch=1, most=9).tolist() == batches.tolist()
 
 
 def block(**settings):
@@ -123,6 +125,8 @@ def test_steps_are_known_beforehand():
         block(name="identity", batch_size=32, images_per_identity=4),
         block(name="uniform", batch_size=32),
         block(name="uniform", batch_size=32, remainder="pad"),
+        block(name="uniform", batch_size=32, most=3),
+        block(name="uniform", batch_size=32, most=1000),
     ):
         sampler = make_sampler(settings, labels)
         assert steps_per_epoch(settings, labels, 7, 6) == tuple(len(sampler(7, epoch)) for epoch in range(6))
@@ -140,6 +144,7 @@ def test_steps_are_known_beforehand():
         (dict(name="uniform", batch_size=2, remainder="keep"), 'should be "drop" or "pad"'),
         (dict(name="random", batch_size=2), 'should be "identity" or "uniform"'),
         (dict(name="uniform", batch_size=0), "should be 1 or more"),
+        (dict(name="uniform", batch_size=2, most=-1), "sampler.most is -1: it should be"),
     ],
 )
 def test_settings_that_cannot_be_met(settings, words):

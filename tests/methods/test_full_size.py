@@ -33,6 +33,7 @@ def test_one_full_size_step_of_every_stage(name, capsys):
         current = state.create(params, extra, 0).replace(opt_state=step.init(params))
         columns = {
             "image": rng.integers(0, 256, (64, 256, 128, 3), np.uint8),
+            "caption": rng.integers(1, 100, (64, 4, 32), np.int32),
             "camid": np.zeros(64, np.int32),
             "label": labels[:64].astype(np.int32),
         }

@@ -1,0 +1,112 @@
+"""Pretraining of a small CLIP from nothing, on rendered pictures and the sentences that are true of them.
+
+Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021, section 2; patches
+are left out at random in the first stage as in Li et al., "Scaling Language-Image Pre-training via Masking" (FLIP), CVPR 2023.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+
+from occreid_jax.errors import UserError
+from occreid_jax.losses.contrastive import paired_contrastive
+from occreid_jax.losses.metric import l2_normalise
+from occreid_jax.methods.base import MethodBase
+from occreid_jax.nn import vit
+from occreid_jax.nn.clip import clip_size, clip_text, clip_visual
+from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
+from occreid_jax.vocabulary import tiny_vocabulary
+
+Array = jax.Array
+
+FIRST_SCALE, LARGEST_SCALE = math.log(1 / 0.07), math.log(100.0)  # of the cosines, as logarithms; CLIP's own
+
+
+class ClipPretraining(MethodBase):
+    """Parameters: ``visual`` (ViT), ``text`` (transformer over the reduced vocabulary) and ``logit_scale`` float32 [].
+
+    A batch's ``caption`` int32 [B, variants, L] are rows of the vocabulary; each step takes one sentence of every picture. The
+    feature of a picture is its normalised projection, so that a run's own evaluation ranks people it has never seen.
+    """
+
+    def __init__(self, config, meta: Meta):
+        super().__init__(config, meta)
+        settings = self.settings
+        try:
+            self.size = clip_size(settings.backbone)
+            self.visual = clip_visual(
+                settings.backbone, meta.image_size, settings.stride, from_scratch=settings.from_scratch, dtype=self.dtype
+            )
+            self.text = clip_text(settings.backbone, len(tiny_vocabulary()), dtype=self.dtype)
+        except ValueError as error:
+            raise UserError(f"config.method.backbone: {error}") from error
+        for name, block in config.stages.items():
+            if not 0 < block.keep_patches <= 1:
+                raise UserError(
+                    f"config.stages.{name}.keep_patches is {block.keep_patches}; it must be a share above 0, at most 1"
+                )
+
+    def stage(self, name: str, block) -> Stage:
+        return dataclasses.replace(super().stage(name, block), inputs=("image", "caption"))
+
+    def init(self, rng: Array) -> tuple[Params, Extra]:
+        key_visual, key_text = jax.random.split(rng)
+        visual = self.visual.init(key_visual, jnp.zeros((1, *self.meta.image_size, 3)))
+        text = self.text.init(key_text, jnp.zeros((1, 3), jnp.int32))
+        scale = jnp.asarray(FIRST_SCALE, jnp.float32)
+        return {"visual": visual["params"], "text": text["params"], "logit_scale": scale}, {}
+
+    def image_features(self, params: Params, images: Array, rng: Array | None = None, keep: float = 1.0) -> Array:
+        """Normalised pictures [B, H, W, 3] -> unit features float32 [B, E], from a random share ``keep`` of the patches."""
+        if keep == 1.0:
+            out = self.visual.apply({"params": params["visual"]}, images).projected[:, 0]
+        else:
+            patches = self.visual.grid[0] * self.visual.grid[1]
+            order = jnp.argsort(jax.random.uniform(rng, (images.shape[0], patches)), axis=1)
+            kept = order[:, : max(1, round(keep * patches))]
+            out = self.visual.apply({"params": params["visual"]}, images, kept, method=some_patches)
+        return l2_normalise(out)
+
+    def text_features(self, params: Params, rows: Array) -> Array:
+        """Rows of the vocabulary int32 [B, L] -> unit features float32 [B, E]."""
+        return l2_normalise(self.text.apply({"params": params["text"]}, rows))
+
+    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
+        """CLIP's symmetric loss of one sentence per picture. One identity, or one sentence, makes no negative pair."""
+        key_patches, key_sentence = jax.random.split(rng)
+        captions, labels = batch["caption"], batch["label"]
+        chosen = jax.random.randint(key_sentence, (captions.shape[0],), 0, captions.shape[1])
+        rows = jnp.take_along_axis(captions, chosen[:, None, None], axis=1)[:, 0]
+        images = self.image_features(params, batch["image"], key_patches, self.config.stages[stage.name].keep_patches)
+        texts = self.text_features(params, rows)
+        same = (labels[:, None] == labels) | (rows[:, None] == rows).all(axis=-1)
+        scale = jnp.exp(jnp.minimum(params["logit_scale"], LARGEST_SCALE))
+        value, logits = paired_contrastive(images, texts, scale, same)
+        hits = jnp.mean((jnp.argmax(logits, axis=1) == jnp.arange(len(logits))).astype(jnp.float32))
+        return value, Aux(extra, {"accuracy": hits, "scale": scale})
+
+    def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
+        return self.image_features(params, batch["image"])
+
+    def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
+        """``attention`` float32 [B, h, w]: what the cls token of the last block looks at, mean over heads, sums to 1."""
+        out = self.visual.apply({"params": params["visual"]}, batch["image"], return_cls_logits=True)
+        attention = jax.nn.softmax(out.cls_logits, axis=-1)[..., 1:].mean(axis=1)
+        attention = attention / attention.sum(axis=-1, keepdims=True)
+        return {"attention": attention.reshape(-1, *self.visual.grid)}
+
+    def forward_flops(self) -> float:
+        """Of the image tower with all patches; the text tower's are left out, as their number depends on the sentences."""
+        return vit.forward_flops(self.visual.size, self.meta.image_size, self.visual.patch, self.visual.stride)
+
+
+def some_patches(visual: vit.ViT, images: Array, kept: Array) -> Array:
+    """The projected cls token float32 [B, E] from the patches whose rows int32 [B, K] are ``kept``."""
+    x = visual.assemble(visual.embed_patches(images))
+    x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
+    x, _, _ = visual.blocks(x, True)
+    return visual.project(visual.finish(x[:, :1]))[:, 0]

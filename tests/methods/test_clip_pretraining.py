@@ -1,0 +1,162 @@
+"""Pretraining of the tiny CLIP: what its loss compares, which sentence it takes, what it starts from and refuses."""
+
+import importlib
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from occreid_jax import methods, synthetic
+from occreid_jax.data.captions import read_captions
+from occreid_jax.data.readers.synthetic import read
+from occreid_jax.errors import DataError, UserError
+from occreid_jax.losses.contrastive import paired_contrastive
+from occreid_jax.train.setup import caption_table
+from occreid_jax.types import Meta
+from occreid_jax.vocabulary import END, tiny_vocabulary
+
+META = Meta(identities=6, cameras=3, image_size=(64, 32), images=24)
+
+
+def make(**changes):
+    config = importlib.import_module("configs.clip_pretraining").get_config()
+    config.method.backbone = "micro"
+    config.dtype = "float32"
+    config.data.image_size = META.image_size
+    config.method.update(changes)
+    return methods.create(config, META)
+
+
+def batch_of(method, texts, labels):
+    vocabulary = tiny_vocabulary()
+    rows = vocabulary.rows(vocabulary.tokenize([text for each in texts for text in each], 16))
+    rng = np.random.default_rng(0)
+    raw = {
+        "image": jnp.asarray(rng.integers(0, 256, (len(labels), *META.image_size, 3), np.uint8)),
+        "caption": jnp.asarray(rows.reshape(len(labels), -1, 16)),
+        "label": jnp.asarray(labels, jnp.int32),
+    }
+    return method.transform(raw)
+
+
+TEXTS = [["a man", "a red hat"], ["a woman", "blue shoes"], ["a short person", "a green coat"], ["a tall man", "a white bag"]]
+
+
+def test_parameters_are_two_towers_and_a_scale():
+    method = make()
+    params, extra = method.init(jax.random.key(0))
+    assert set(params) == {"visual", "text", "logit_scale"} and extra == {}
+    assert params["text"]["token_embedding"].shape == (len(tiny_vocabulary()), 16)
+    np.testing.assert_allclose(np.exp(params["logit_scale"]), 1 / 0.07, rtol=1e-6)
+
+
+def test_paired_loss_is_that_of_clip_where_nothing_is_the_same():
+    rng = np.random.default_rng(1)
+    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 5, 8)))
+    logits = 7.0 * images @ texts.T
+    cross = lambda z: -np.mean(np.diagonal(z - np.log(np.exp(z).sum(axis=1, keepdims=True))))  # noqa: E731
+    value, found = paired_contrastive(jnp.asarray(images), jnp.asarray(texts), jnp.float32(7.0), jnp.eye(5, dtype=bool))
+    np.testing.assert_allclose(value, (cross(logits) + cross(logits.T)) / 2, rtol=1e-5)
+    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-5)
+
+
+def test_pairs_that_are_the_same_stand_in_no_softmax():
+    rng = np.random.default_rng(2)
+    images, texts = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in rng.normal(size=(2, 4, 8)))
+    same = np.eye(4, dtype=bool)
+    same[0, 2] = same[2, 0] = True
+    logits = 3.0 * images @ texts.T
+    exponentials = np.where(same & ~np.eye(4, dtype=bool), 0.0, np.exp(logits))
+    rows, columns = (-np.mean(np.log(np.diagonal(exponentials) / exponentials.sum(axis=axis))) for axis in (1, 0))
+    value, _ = paired_contrastive(jnp.asarray(images), jnp.asarray(texts), jnp.float32(3.0), jnp.asarray(same))
+    np.testing.assert_allclose(value, (rows + columns) / 2, rtol=1e-5)
+    gradient = jax.grad(lambda t: paired_contrastive(jnp.asarray(images), t, 3.0, jnp.asarray(same))[0])(jnp.asarray(texts))
+    chex.assert_tree_all_finite(gradient)
+
+
+def test_one_identity_makes_no_negatives():
+    method = make()
+    params, extra = method.init(jax.random.key(0))
+    loss = lambda labels: method.loss(  # noqa: E731
+        params, extra, batch_of(method, TEXTS, labels), jax.random.key(3), method.stages()[1], 0.0
+    )[0]
+    np.testing.assert_allclose(loss([1, 1, 1, 1]), 0.0, atol=1e-6)
+    assert loss([0, 1, 2, 3]) > loss([0, 1, 1, 3]) > 0.0
+
+
+def test_one_sentence_makes_no_negatives():
+    method = make()
+    params, extra = method.init(jax.random.key(0))
+    batch = batch_of(method, [["a man"], ["a man"]], [0, 1])
+    np.testing.assert_allclose(method.loss(params, extra, batch, jax.random.key(0), method.stages()[1], 0.0)[0], 0.0, atol=1e-6)
+
+
+def test_the_scale_stops_at_a_hundred():
+    method = make()
+    params, extra = method.init(jax.random.key(0))
+    batch = batch_of(method, TEXTS, [0, 1, 2, 3])
+    params["logit_scale"] = jnp.float32(20.0)
+    aux = method.loss(params, extra, batch, jax.random.key(0), method.stages()[1], 0.0)[1]
+    np.testing.assert_allclose(aux.metrics["scale"], 100.0, rtol=1e-5)
+
+
+def test_every_sentence_is_taken_now_and_then():
+    method = make()
+    params, extra = method.init(jax.random.key(0))
+    batch = batch_of(method, TEXTS, [0, 1, 2, 3])
+    values = {float(method.loss(params, extra, batch, jax.random.key(n), method.stages()[1], 0.0)[0]) for n in range(8)}
+    assert len(values) > 3
+
+
+def test_masked_features_see_some_patches_and_whole_ones_all():
+    method = make()
+    params, _ = method.init(jax.random.key(0))
+    image = batch_of(method, TEXTS, [0, 1, 2, 3])["image"]
+    whole = method.image_features(params, image)
+    np.testing.assert_allclose(jnp.linalg.norm(whole, axis=1), 1.0, rtol=1e-5)
+    every = method.image_features(params, image, jax.random.key(0), 0.999)  # all patches, in another order
+    np.testing.assert_allclose(every, whole, atol=1e-5)
+    first, second = (method.image_features(params, image, jax.random.key(n), 0.5) for n in range(2))
+    assert first.shape == whole.shape and not np.allclose(first, second)
+
+
+def test_wrong_settings_are_one_line():
+    with pytest.raises(UserError, match="config.method.backbone: 'micro_resnet' is no transformer"):
+        make(backbone="micro_resnet")
+    config = importlib.import_module("configs.clip_pretraining").get_config()
+    config.stages.masked.keep_patches = 0.0
+    with pytest.raises(UserError, match="config.stages.masked.keep_patches is 0.0; it must be"):
+        methods.create(config, META)
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        size = synthetic.Size(32, 16, 6, 30, 3, 6, 12, 2, 4, 0)
+        patch.setitem(synthetic.SIZES, "micro", size)
+        return read(synthetic.generate(tmp_path_factory.mktemp("captions") / "set", "micro", "occluded"))
+
+
+def test_the_caption_table_has_sentences_of_every_picture(rendered):
+    table = caption_table(rendered, "train", 0)
+    assert table.shape[:2] == (30, synthetic.VARIANTS) and table.dtype == np.int32 and table.shape[2] <= 33
+    vocabulary = tiny_vocabulary()
+    assert (vocabulary.ids[table].max(axis=2) == END).all()
+    picture = read_captions(rendered, "train")[7]
+    wanted = vocabulary.rows(vocabulary.tokenize(
+        synthetic.caption_variants(picture.attributes, picture.occluder, 0, rendered.train.names[7])))  # fmt: skip
+    np.testing.assert_array_equal(table[7], wanted[:, : table.shape[2]])
+    assert picture.caption == synthetic.captions(picture.attributes)
+
+
+def test_captions_that_are_not_there_are_one_line(rendered, tmp_path):
+    import dataclasses
+
+    with pytest.raises(DataError, match="describes nobody for 4 pictures"):
+        read_captions(rendered, "gallery")  # the distractors
+    assert len(read_captions(rendered, "query")) == 6
+    other = dataclasses.replace(rendered, truth=None, name="market1501")
+    with pytest.raises(DataError, match="market1501 has no captions: only synthetic sets have, take dataset=synthetic"):
+        caption_table(other, "train", 0)
