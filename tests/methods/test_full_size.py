@@ -41,6 +41,7 @@ def test_one_full_size_step_of_every_stage(name, capsys):
         rows = np.arange(8, dtype=np.int32)[None]
         executable = step.jitted(devices).lower(current, tables, rows).compile()
         current, metrics = executable(current, tables, rows)
+        params, extra = current.params, current.extra  # the old ones were given away
         assert np.isfinite(metrics["loss"]).all()
         memory = executable.memory_analysis()
         with capsys.disabled():
