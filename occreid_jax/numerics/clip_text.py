@@ -17,28 +17,13 @@ from occreid_jax.nn.clip import TextTransformer
 from occreid_jax.nn.prompt import END, START, pinned_ids, prefix_length, tokenize
 from occreid_jax.nn.vit import Size
 from occreid_jax.numerics.kind import Kind
-from occreid_jax.weights.naming import LeftOut, Rule, block_rules, import_arrays
+from occreid_jax.weights.families.clip import TEXT, text_rules
+from occreid_jax.weights.naming import LeftOut, import_arrays
 from occreid_jax.weights.reference import Comparison, ReferenceFile
 from occreid_jax.weights.trees import unflatten
 
 BLOCKS = "transformer.resblocks."
 HEAD_SIZE = 64  # of all of OpenAI's text towers; the weights do not tell
-CLIP_BLOCK = {
-    "norm1": "ln_1.",
-    "norm2": "ln_2.",
-    "attn/qkv": "attn.in_proj_",
-    "attn/proj": "attn.out_proj.",
-    "mlp/fc1": "mlp.c_fc.",
-    "mlp/fc2": "mlp.c_proj.",
-}
-RULES = (
-    Rule("token_embedding", "token_embedding.weight"),
-    Rule("pos_embed", "positional_embedding"),
-    Rule("norm/scale", "ln_final.weight"),
-    Rule("norm/bias", "ln_final.bias"),
-    Rule("projection", "text_projection"),
-    *block_rules("block_{i:02d}/", BLOCKS + "{i}.", CLIP_BLOCK),
-)
 LEFT_OUT = (LeftOut("logit_scale", "no forward pass here uses the temperature"),)
 
 
@@ -70,7 +55,8 @@ def compare(file: ReferenceFile) -> Iterator[Comparison]:
 def official_tower(file: ReferenceFile) -> tuple[TextTransformer, dict]:
     """The text tower of the file's sizes and its parameters."""
     arrays = {name: array for name, array in file.weights() if array is not None}
-    weights, _ = import_arrays(arrays, RULES, LEFT_OUT)
+    weights, _ = import_arrays(arrays, text_rules(""), LEFT_OUT)
+    weights = {path.removeprefix(TEXT): array for path, array in weights.items()}
     depth = 1 + max(int(path[len("block_") :].partition("/")[0]) for path in weights if path.startswith("block_"))
     width, embed = weights["projection"].shape
     tower = TextTransformer(

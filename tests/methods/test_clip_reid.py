@@ -166,7 +166,7 @@ def test_baseline_has_one_stage_and_no_text():
 
 
 def test_features_of_query_and_gallery():
-    before, after = create(), create(test_feature="after")
+    before, after = create(test_feature="before"), create(test_feature="after")
     params, extra = started(before)
     views, _ = before.views(params, extra, batch())
     np.testing.assert_allclose(

@@ -38,7 +38,6 @@ def test_prompts_of_dpl_reid():
         assert made.slots[1][0] == words + 11 and made.eot == words + occluder_words + 12
 
 
-@pytest.mark.skipif(not REFERENCE.is_file(), reason="the reference file is not here")
 def test_ids_are_those_of_the_official_tokenizer():
     with np.load(REFERENCE, allow_pickle=False) as file:
         texts, expected = json.loads(str(file["config_json"]))["texts"], file["out.tokens"]
