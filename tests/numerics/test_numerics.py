@@ -15,7 +15,7 @@ from occreid_jax.numerics.rankings import by_definition, compare_metrics, number
 from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
-LARGE = ("transreid_base_vit", "transreid_full", "clipreid_")  # whole encoders of 768 channels: half a minute each
+LARGE = ("transreid_base", "transreid_full", "clipreid_", "trajectory_sgd")  # whole encoders; trainings beside one of Adam
 FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LARGE) else [])
     for path in sorted(REFERENCE.glob("*.npz"))
