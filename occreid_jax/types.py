@@ -70,7 +70,8 @@ class Update:
 
     ``trainable`` and ``frozen`` are regular expressions searched in parameter paths such as
     ``backbone/block_00/attn/qkv/kernel``; a parameter moves if ``trainable`` matches and ``frozen`` does not. ``optimizer`` is
-    the config block that `occreid_jax.train.optim` reads.
+    the config block that `occreid_jax.train.optim` reads, or a tuple of pairs (path regex, block) where parts of the network
+    move by different rules along one gradient.
     """
 
     trainable: str
@@ -152,4 +153,17 @@ class Method(Protocol):
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """Maps [B, h, w] and scores [B] for reports and for comparison with ground truth."""
+        ...
+
+    def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
+        """What only a whole training batch shows, for the report: caption -> float array; empty if there is nothing.
+
+        ``batch`` is one batch of training pictures as the last stage's sampler draws it, un-augmented and through `transform`;
+        it has ``label`` too, and ``parts`` where the dataset has ground truth. Runs jitted. Arrays are told apart by shape:
+
+        * [n, k, H, W, 3], normalised as network input: n rows of k pictures, of which a few are shown. A caption of k words or
+          phrases with commas between them ("target, partner, new sample") names every picture of a row,
+        * [h, h]: a matrix of values in -1 .. 1, for example correlations,
+        * [n]: numbers for a histogram; NaN stands for one that does not exist.
+        """
         ...

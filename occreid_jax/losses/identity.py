@@ -16,23 +16,36 @@ from occreid_jax.errors import UserError
 
 Array = jax.Array
 CONVENTIONS = ("all", "rest")
+ABSENT = -1e30  # a logit whose exponential is 0; finite, so that its gradient is 0 and not nan
 
 
-def cross_entropy(logits: Array, labels: Array, smoothing: float | Array = 0.0, convention: str = "all") -> Array:
+def cross_entropy(
+    logits: Array, labels: Array, smoothing: float | Array = 0.0, convention: str = "all", left_out: Array | None = None
+) -> Array:
     """Mean softmax cross entropy of logits [B, C] against labels int32 [B], in nats, float32.
 
     ``smoothing`` is the share eps that label smoothing moves away from the label: a number, or float32 [B] with one share a row
     (see `adaptive_smoothing`). ``convention`` says where it goes: ``"all"`` spreads it evenly over all C classes, the label
     among them; ``"rest"`` over the other C - 1 classes, which needs C >= 2.
+
+    ``left_out`` int32 [B] names one class per row (never the label; -1 for none) that does not exist for that row: neither its
+    logit nor any share of the smoothing counts, and no gradient reaches it. SPT and DPM++ leave out the identity that a
+    recombined image has borrowed patches from.
     """
     if convention not in CONVENTIONS:
         raise UserError(f"label smoothing knows the conventions {', '.join(CONVENTIONS)}, not {convention!r}")
-    log_probabilities = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
+    logits, classes = logits.astype(jnp.float32), logits.shape[-1]
+    if left_out is not None:
+        absent = jnp.arange(logits.shape[-1]) == left_out[:, None]
+        classes = classes - jnp.any(absent, axis=-1)
+        logits = jnp.where(absent, ABSENT, logits)
+    log_probabilities = jax.nn.log_softmax(logits, axis=-1)
+    if left_out is not None:
+        log_probabilities = jnp.where(absent, 0.0, log_probabilities)  # an empty summand below
     picked = jnp.take_along_axis(log_probabilities, labels[:, None], axis=-1)[:, 0]
     if convention == "all":
-        return -jnp.mean((1.0 - smoothing) * picked + smoothing * jnp.mean(log_probabilities, axis=-1))
-    classes = logits.shape[-1]
-    if classes < 2:
+        return -jnp.mean((1.0 - smoothing) * picked + smoothing * jnp.sum(log_probabilities, axis=-1) / classes)
+    if logits.shape[-1] < 2:
         raise UserError("label smoothing over the other classes needs at least two classes")
     others = (jnp.sum(log_probabilities, axis=-1) - picked) / (classes - 1)
     return -jnp.mean((1.0 - smoothing) * picked + smoothing * others)

@@ -60,9 +60,21 @@ def arcface(
     margin only where cos(theta) > 0 and leaves the cosine elsewhere; ``beyond`` then has no effect. ``smoothing`` mixes logits
     with and without margin by the smoothed one-hot (1 - eps) + eps / C, an option of TransReID's head.
     """
+    return angular_margin(cosine_logits(features, weights), labels, scale, margin, easy, smoothing, beyond)
+
+
+def angular_margin(
+    cosines: Array,
+    labels: Array,
+    scale: float,
+    margin: float,
+    easy: bool = False,
+    smoothing: float = 0.0,
+    beyond: str = "linear",
+) -> Array:
+    """`arcface` from cosines [B, C] that were computed elsewhere, for example `prototypes.masked_cosines`."""
     if beyond not in BEYOND:
         raise UserError(f"ArcFace knows {', '.join(BEYOND)} beyond the angle pi - margin, not {beyond!r}")
-    cosines = cosine_logits(features, weights)
     target = add_angle(cosines, margin)
     if easy:
         target = jnp.where(cosines > 0.0, target, cosines)

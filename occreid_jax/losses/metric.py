@@ -56,15 +56,18 @@ class HardestPairs(NamedTuple):
     has_negative: Array  # bool [B]
 
 
-def hardest_pairs(distances: Array, labels: Array) -> HardestPairs:
+def hardest_pairs(distances: Array, labels: Array, ignored: Array | None = None) -> HardestPairs:
     """Batch-hard mining (Hermans et al. 2017, equation 5) in distances [B, B] with labels int32 [B].
+
+    ``ignored`` bool [B, B] marks pairs (anchor, other) of different identities that are no negatives.
 
     The originals reshape and therefore need equally many images of each identity; this form takes any batch.
     """
     same = labels[:, None] == labels[None, :]
     hardest_positive = jnp.max(jnp.where(same, distances, -jnp.inf), axis=1)
-    hardest_negative = jnp.min(jnp.where(same, jnp.inf, distances), axis=1)
-    has_negative = jnp.any(~same, axis=1)
+    negative = ~same if ignored is None else ~same & ~ignored
+    hardest_negative = jnp.min(jnp.where(negative, distances, jnp.inf), axis=1)
+    has_negative = jnp.any(negative, axis=1)
     return HardestPairs(hardest_positive, hardest_negative, has_negative)
 
 
@@ -75,6 +78,7 @@ def batch_hard_triplet(
     normalise: bool = False,
     hard_factor: float = 0.0,
     distance: str = "euclidean",
+    ignored: Array | None = None,
 ) -> Array:
     """Batch-hard triplet loss (Hermans et al. 2017) on Euclidean distances of features [B, D], labels int32 [B].
 
@@ -82,10 +86,10 @@ def batch_hard_triplet(
     hardest positive may be the anchor itself (distance 0), as in the originals. Rows without a negative count as zero.
 
     ``normalise`` compares unit vectors. ``hard_factor`` makes every triplet harder, d_ap (1 + h) and d_an (1 - h), an option of
-    TransReID's loss. ``distance`` is read by `batch_distances`.
+    TransReID's loss. ``distance`` is read by `batch_distances`, ``ignored`` by `hardest_pairs`.
     """
     distances = batch_distances(features, normalise, distance)
-    hardest_positive, hardest_negative, has_negative = hardest_pairs(distances, labels)
+    hardest_positive, hardest_negative, has_negative = hardest_pairs(distances, labels, ignored)
     if hard_factor:
         hardest_positive, hardest_negative = hardest_positive * (1.0 + hard_factor), hardest_negative * (1.0 - hard_factor)
     # A row without negatives must not send infinities into the gradient.

@@ -16,6 +16,7 @@ NAMES = {
     "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
     "transreid": "occreid_jax.methods.transreid:TransReID",
     "clip_reid": "occreid_jax.methods.clip_reid:ClipReID",
+    "dpm_pp": "occreid_jax.methods.dpm_pp:DPMPP",
 }
 
 

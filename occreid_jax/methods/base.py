@@ -81,6 +81,10 @@ class MethodBase:
         """Nothing to show."""
         return {}
 
+    def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
+        """Nothing to show."""
+        return {}
+
     def forward_flops(self) -> float:
         """Floating-point operations of one image's forward pass, for model FLOPs utilisation; 0 if unknown."""
         return 0.0
@@ -114,7 +118,7 @@ class MethodBase:
         )
         try:
             if name.startswith(CLIP):
-                return clip.clip_visual(name.removeprefix(CLIP), projection_width=0, **(values | changes))
+                return clip.clip_visual(name.removeprefix(CLIP), **({"projection_width": 0} | values | changes))
             return vit.ViT(size=vit.size_of(name), patch=settings.patch, **(values | changes))
         except ValueError as error:
             raise UserError(f"config.method.backbone: {error}") from error

@@ -15,21 +15,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.errors import UserError
-from occreid_jax.losses.contrastive import image_text_contrastive
 from occreid_jax.losses.identity import accuracy
 from occreid_jax.losses.totals import clip_reid_terms
-from occreid_jax.methods.base import MethodBase
+from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.clip_resnet import resnet_flops
-from occreid_jax.nn.prompt import insert, person_prompt
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
 from occreid_jax.weights.trees import merge_clip
 
 Array = jax.Array
 
-PROMPTS, FINETUNE = "prompts", "finetune"
-"""Names of the two stages; the one-stage baseline (``config.method.text = False``) has the second alone."""
-SPREAD, SHARES = 617, 1000  # scatters image numbers over 1000 shares: neighbours are pictures of one person
+FINETUNE = "finetune"
+"""Name of the second stage; the one-stage baseline (``config.method.text = False``) has it alone."""
 
 
 class Views(NamedTuple):
@@ -40,13 +37,8 @@ class Views(NamedTuple):
     projected: Array  # [B, E] in the space that texts share
 
 
-class ClipReID(MethodBase):
-    """Parameters: ``visual``, ``heads`` and, with texts, ``text`` and ``prompts/context`` [identities, words, W].
-
-    ``extra``: ``batch_stats``; with texts also ``prompt`` (embeddings around the learned words), ``texts`` [identities, E] that
-    the second stage compares with, and the first stage's table of image features. The token embedding of CLIP's text tower is
-    not kept: nothing but the fixed words of the prompt ever goes through it.
-    """
+class ClipReID(PromptLearning):
+    """Parameters: ``visual``, ``heads`` and, with texts, those of `PromptLearning`. ``extra``: ``batch_stats`` and its own."""
 
     order = (PROMPTS, FINETUNE)
 
@@ -55,7 +47,7 @@ class ClipReID(MethodBase):
         settings = self.settings
         self.check_choice("test_feature", ("before", "after"))
         self.check_choice("network", tuple(clip.VISUAL))
-        self.size = clip.clip_size(settings.network)
+        self.set_prompts(settings.network)
         self.is_vit = isinstance(self.size.visual, vit.Size)
         try:
             self.visual = self.tower()
@@ -63,8 +55,6 @@ class ClipReID(MethodBase):
         except ValueError as error:
             raise UserError(f"config.method.network: {error}") from error
         self.heads = heads.BNNecks(meta.identities)
-        self.text = clip.clip_text(settings.network, dtype=self.dtype)
-        self.prompt = person_prompt(settings.words)
 
     def tower(self):
         settings, image_size = self.settings, tuple(self.meta.image_size)
@@ -82,8 +72,7 @@ class ClipReID(MethodBase):
 
     def stage(self, name: str, block) -> Stage:
         if name == PROMPTS:
-            update = Update(trainable="^prompts/", optimizer=block.optimizer)
-            return Stage(name, block.epochs, block.sampler, (update,), lambda rng, batch: batch, inputs=("feature",))
+            return self.prompt_stage(block)
         update = Update(trainable="^(visual|heads)/", optimizer=block.optimizer, frozen=heads.FROZEN_BIAS)
         return dataclasses.replace(super().stage(name, block), updates=(update,))
 
@@ -91,15 +80,7 @@ class ClipReID(MethodBase):
         """Stage 1: projected features of all training images, without cameras. Stage 2: the texts of all identities."""
         if not self.settings.text:
             return context.extra
-        if stage.name == PROMPTS:
-            found = context.pass_(lambda params, extra, batch: self.views(params, extra, batch, cameras=False)[0].projected)
-            return context.extra | {"tables": {"feature": jnp.asarray(found, jnp.float32)}}
-        labels = np.arange(self.meta.identities)
-        encode = jax.jit(lambda params, extra, labels: self.texts(params, extra, labels))
-        size = min(len(labels), 64)
-        padded = np.resize(labels, -(-len(labels) // size) * size).reshape(-1, size)
-        texts = np.concatenate([np.asarray(encode(context.params, context.extra, rows)) for rows in padded])
-        return context.extra | {"texts": jnp.asarray(texts[: len(labels)])}
+        return self.prepare_features(context) if stage.name == PROMPTS else self.prepare_texts(context)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -115,19 +96,8 @@ class ClipReID(MethodBase):
         if not self.is_vit:
             extra["batch_stats"]["visual"] = visual["batch_stats"]
         if self.settings.text:
-            width = self.size.text.width
-            length, (slots,) = len(self.prompt.ids), self.prompt.slots
-            normal = lambda key, *shape: 0.02 * jax.random.normal(key, shape)  # noqa: E731
-            keys = jax.random.split(key_prompt, 3)
-            embeddings = jnp.zeros((1, self.prompt.length, width))
-            params["text"] = self.text.init(key_text, embeddings, self.prompt.eot, method="encode")["params"]
-            params["prompts"] = {"context": normal(keys[0], self.meta.identities, len(slots), width)}
-            extra["prompt"] = {
-                "prefix": normal(keys[1], 1, slots[0], width),
-                "suffix": normal(keys[2], 1, length - slots[-1] - 1, width),
-            }
-            extra["texts"] = jnp.zeros((self.meta.identities, self.size.embed))
-            extra["tables"] = {"feature": jnp.zeros((self.meta.images, self.size.embed))}
+            prompts, around = self.init_prompts(key_text, key_prompt)
+            params, extra = params | prompts, extra | around
         return params, extra
 
     @property
@@ -160,14 +130,8 @@ class ClipReID(MethodBase):
         early, late = (jnp.mean(x.astype(jnp.float32), axis=(1, 2)) for x in (out.layer3, out.layer4))
         return Views(early, late, out.pooled), extra
 
-    def texts(self, params: Params, extra: Extra, labels: Array) -> Array:
-        """Text features float32 [B, E] of identities int32 [B]: the prompt with their learned words."""
-        (slots,), length = self.prompt.slots, self.prompt.length
-        fixed = jnp.zeros((length, self.size.text.width))
-        fixed = fixed.at[: slots[0]].set(extra["prompt"]["prefix"][0])
-        fixed = fixed.at[slots[-1] + 1 :].set(extra["prompt"]["suffix"][0, : length - slots[-1] - 1])
-        embeddings = insert(fixed, slots, params["prompts"]["context"][labels])
-        return self.text.apply({"params": params["text"]}, embeddings, self.prompt.eot, method="encode")
+    def projected(self, params: Params, extra: Extra, batch: Batch) -> Array:
+        return self.views(params, extra, batch, cameras=False)[0].projected
 
     # Losses -----------------------------------------------------------------------------------------------------------
 
@@ -190,29 +154,6 @@ class ClipReID(MethodBase):
         metrics = {"identity": terms.identity, "triplet": terms.triplet, "accuracy": accuracy(logits[0], labels)}
         if settings.text:
             metrics |= {"image_text": terms.image_text, "text_accuracy": accuracy(image_text, labels)}
-        return total, Aux(extra, metrics)
-
-    @staticmethod
-    def image_text_logits(projected: Array, extra: Extra) -> Array:
-        """Plain products [B, identities] of image features and the fixed texts: no normalisation, no temperature."""
-        return jnp.matmul(projected, extra["texts"].T, precision=jax.lax.Precision.HIGHEST)
-
-    def prompt_loss(self, params: Params, extra: Extra, batch: Batch) -> tuple[Array, Aux]:
-        """Image to text and text to image, both supervised contrastive, on cached features (stage 1).
-
-        With ``config.method.held_out`` a share of the images takes no part in the loss; ``held_out_accuracy`` says how many of
-        them find a text of their identity first among those of the batch.
-        """
-        labels, valid = batch["label"], batch["valid"]
-        texts = self.texts(params, extra, labels)
-        held_out = batch["index"] * SPREAD % SHARES < round(self.settings.held_out * SHARES)
-        total = image_text_contrastive(batch["feature"], texts, labels, valid=valid & ~held_out)
-        logits = jnp.where(valid[None], jnp.matmul(batch["feature"], texts.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
-        right = labels[jnp.argmax(logits, axis=1)] == labels
-        share = lambda chosen: jnp.sum(right & chosen) / jnp.maximum(jnp.sum(chosen), 1)  # noqa: E731
-        metrics = {"text_accuracy": share(valid & ~held_out)}
-        if self.settings.held_out:
-            metrics["held_out_accuracy"] = share(valid & held_out)
         return total, Aux(extra, metrics)
 
     # Evaluation -------------------------------------------------------------------------------------------------------

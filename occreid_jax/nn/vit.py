@@ -135,8 +135,8 @@ class ViT(nn.Module):
     as large, with which a small encoder learns from nothing in minutes, where the originals start tiny and rely on pretraining.
 
     Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks`, `finish` and `project` one by one; `trunk`
-    is the first three in a row and ``__call__`` all. Blocks that are never called have no parameters. To run a network with
-    cameras as if it had none, ``clone(cameras=0)`` takes the same parameters.
+    is the first three in a row, `from_patches` all but the first and ``__call__`` all. Blocks that are never called have no
+    parameters. To run a network with cameras as if it had none, ``clone(cameras=0)`` takes the same parameters.
     """
 
     size: Size
@@ -263,7 +263,13 @@ class ViT(nn.Module):
     def __call__(
         self, images: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
     ) -> ViTOutput:
-        x, taps, cls_logits = self.trunk(images, camids, train, None, return_cls_logits)
+        return self.from_patches(self.embed_patches(images), camids, train, return_cls_logits)
+
+    def from_patches(
+        self, patches: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
+    ) -> ViTOutput:
+        """What ``__call__`` does after `embed_patches`, for methods that change the patch tokens [B, N, D] first."""
+        x, taps, cls_logits = self.blocks(self.assemble(patches, camids), train, 0, None, return_cls_logits)
         tokens = self.finish(x)
         return ViTOutput(tokens, taps, cls_logits, self.project(tokens) if self.projection_width else None)
 

@@ -70,23 +70,44 @@ def parameter_groups(block, paths: Iterable[str]) -> dict[str, Group]:
     return {path: group(path) for path in paths}
 
 
-def make_optimizer(block, paths: tuple[str, ...], epoch_ends: np.ndarray, accumulate: int = 1) -> optax.GradientTransformation:
+def make_optimizer(blocks, paths: tuple[str, ...], epoch_ends: np.ndarray, accumulate: int = 1) -> optax.GradientTransformation:
     """The optimiser of one `Update` over a flat dictionary with the given ``paths``.
 
-    Decay is coupled (added to the gradient, as torch's SGD and Adam do) except for ``adamw``. ``epoch_ends`` int [epochs] holds
-    the number of steps of this stage after each epoch. The learning rate multiplies after the momentum buffer, as torch does.
+    ``blocks`` is one config block, or a tuple of pairs (path regex, block) of which the first match counts, where parameters of
+    one update move by different rules. Decay is coupled (added to the gradient, as torch's SGD and Adam do) except for
+    ``adamw``. ``epoch_ends`` int [epochs] holds the number of steps of this stage after each epoch. The learning rate
+    multiplies after the momentum buffer, as torch does. Raises `UserError` for a path that no pattern matches, and for blocks
+    with different ``clip_norm``: the norm is one of all gradients.
     """
-
-    def chain(group: Group) -> optax.GradientTransformation:
-        rates = learning_rates(block.schedule, group.learning_rate, len(epoch_ends))
-        decay = optax.add_decayed_weights(group.weight_decay)
-        steps = direction(block)
-        steps = [*steps, decay] if block.name == "adamw" else [decay, *steps]
-        return optax.chain(*steps, optax.scale_by_learning_rate(by_epoch(rates, epoch_ends, accumulate)))
-
-    groups = parameter_groups(block, paths)
-    chains = {group.name: chain(group) for group in sorted(set(groups.values()))}
-    optimizer = optax.partition(chains, {path: group.name for path, group in groups.items()})
-    if block.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(block.clip_norm), optimizer)
+    pairs = blocks if isinstance(blocks, tuple) else (("", blocks),)
+    chains: dict[str, optax.GradientTransformation] = {}
+    labels: dict[str, str] = {}
+    for number, (_, block) in enumerate(pairs):
+        mine = [path for path in paths if first_match(pairs, path) == number]
+        for path, group in parameter_groups(block, mine).items():
+            labels[path] = group.name if len(pairs) == 1 else f"part{number}_{group.name}"
+            chains.setdefault(labels[path], chain(block, group, epoch_ends, accumulate))
+    optimizer = optax.partition({name: chains[name] for name in sorted(chains)}, {path: labels[path] for path in paths})
+    norms = {block.clip_norm for _, block in pairs}
+    if len(norms) > 1:
+        raise UserError(f"optimizer.clip_norm: one update clips all its gradients together; {sorted(norms)} must be one number")
+    if norm := norms.pop():
+        optimizer = optax.chain(optax.clip_by_global_norm(norm), optimizer)
     return optax.MultiSteps(optimizer, accumulate) if accumulate > 1 else optimizer
+
+
+def first_match(pairs: tuple, path: str) -> int:
+    """The number of the first pair whose regex occurs in ``path``."""
+    found = next((number for number, (pattern, _) in enumerate(pairs) if re.search(pattern, path)), None)
+    if found is None:
+        raise UserError(f"no optimiser of this stage is for the parameter {path}")
+    return found
+
+
+def chain(block, group: Group, epoch_ends: np.ndarray, accumulate: int) -> optax.GradientTransformation:
+    """What one group of parameters goes through."""
+    rates = learning_rates(block.schedule, group.learning_rate, len(epoch_ends))
+    decay = optax.add_decayed_weights(group.weight_decay)
+    steps = direction(block)
+    steps = [*steps, decay] if block.name == "adamw" else [decay, *steps]
+    return optax.chain(*steps, optax.scale_by_learning_rate(by_epoch(rates, epoch_ends, accumulate)))

@@ -23,13 +23,13 @@ def initial_model(method: Method, config) -> tuple[Any, Any]:
 
     ``config.init.run`` names a run folder to take the last parameters from; those that ``config.init.skip`` matches may be
     missing there or have another shape (the classifier of another dataset). ``config.init.weights`` names what
-    launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, or a whole model, to which ``config.init.skip`` applies
-    as well.
+    launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, a whole model, to which ``config.init.skip`` applies
+    as well, or a part of one; several, separated by commas, are put in place one after the other.
     """
     params, extra = jax.jit(method.init)(jax.random.fold_in(jax.random.key(config.seed), 1))
     init = config.init
-    if init.weights:
-        params, extra = load_weights(method, params, extra, init.weights, init.skip)
+    for weights in filter(None, (name.strip() for name in init.weights.split(","))):
+        params, extra = load_weights(method, params, extra, weights, init.skip)
     if init.run:
         stored = read_run(Path(init.run))
         params = merge(params, stored["params"], init.skip, f"the parameters of {init.run}")
@@ -51,12 +51,26 @@ def shipped(path: str | Path) -> Path:
 def place_weights(
     method: Method, params: Any, extra: Any, arrays: Mapping[str, np.ndarray], kind: str, skip: str = "", source: str = "weights"
 ) -> tuple[Any, Any]:
-    """``arrays`` of an "encoder" or a "clip" (the method places them), or of a whole "model" (paths below params/ and extra/)."""
+    """``arrays`` of an "encoder" or a "clip" (the method places them), of a whole "model" (paths below params/ and extra/), or of
+    a "part" of one: the networks that have no array in it keep their values."""
     if kind in ("encoder", "clip"):
         return method.load_pretrained(params, extra, arrays)
     given = unflatten(arrays)
+    if kind == "part":
+        return place_part(params, given["params"], source), place_part(extra, given.get("extra", {}), source, statistics=True)
     params = merge(params, given["params"], skip, source)
     return params, extra | {name: merge(extra.get(name, {}), tree, skip, source) for name, tree in given.get("extra", {}).items()}
+
+
+def place_part(tree: Any, given: Mapping[str, Any], source: str, statistics: bool = False) -> Any:
+    """``tree`` with the networks (first names) of ``given`` replaced as a whole; below ``batch_stats`` these are second names."""
+    placed = dict(tree)
+    for name, part in given.items():
+        if name not in tree:
+            raise UserError(f"{source} hold '{name}', which this method does not have with its settings")
+        inner = statistics and name == "batch_stats"
+        placed[name] = place_part(tree[name], part, source) if inner else merge(tree[name], part, source=source)
+    return placed
 
 
 def read_run(workdir: Path, step: int | None = None) -> dict[str, Any]:

@@ -21,6 +21,8 @@ def method(request):
     for key, value in MICRO.items():
         if key in config.method:
             config.method[key] = value
+    if config.method.get("text") and "backbone" in config.method:
+        config.method.backbone = "clip_micro"  # texts need a CLIP
     config.data.image_size = META.image_size
     return methods.create(config, META)
 
@@ -96,6 +98,17 @@ def test_inspect_returns_arrays_per_image(method):
     params, extra = jax.jit(method.init)(jax.random.key(0))
     for value in method.inspect(params, extra, method.transform(raw_batch())).values():
         assert value.shape[0] == 8
+
+
+def test_illustrations_have_a_shape_that_the_report_can_draw(method):
+    batch = method.transform(raw_batch())
+    key = jax.random.key(3)
+    shown = jax.eval_shape(lambda key, batch: method.illustrate(*method.init(key), batch, key), key, batch)
+    for name, value in shown.items():
+        shape = value.shape
+        pictures = len(shape) == 5 and shape[4] == 3
+        assert jnp.issubdtype(value.dtype, jnp.floating) and 0 not in shape, name
+        assert pictures or len(shape) == 1 or (len(shape) == 2 and shape[0] == shape[1]), (name, shape)
 
 
 def test_unknown_method():

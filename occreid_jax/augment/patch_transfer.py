@@ -1,0 +1,152 @@
+"""Saliency-guided patch transfer: one image's salient patches shown through the hole that another's leave in its scene.
+
+Source: Tan et al., "Occluded Person Re-identification via Saliency-Guided Patch Transfer", AAAI 2024; DPM++ (arXiv 2605.06637)
+Eq. 5 to 7; their official code. Works on patch tokens and on masks of the patch grid; everything has static shapes.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+PARTNERS = ("best", "official", "random")
+FALLBACKS = ("none", "first")
+COMPARED = ("unrolled", "rolled")
+EMPTY = -1.0  # the score of a candidate whose mask is empty: never chosen
+SMALL = 1e-4  # random amount that breaks ties: many candidates have the score 1
+
+
+class Transfer(NamedTuple):
+    """Who lends its scene to whom. ``partner`` of an image that stays as it is, is the image itself."""
+
+    partner: Array  # int32 [B], row of the image whose scene and hole are used
+    used: Array  # bool [B], whether the image is recombined
+
+
+def rolled_overlaps(masks: Array, grid: tuple[int, int], step: int = 1) -> Array:
+    """OIoU of every image with every candidate under every shift, float32 [B, W, B] (DPM++ Eq. 6).
+
+    ``masks`` bool or 0/1 [B, h w], row-major. Entry [i, s, j] is the share of candidate j's salient patches that image i's cover
+    once they are rolled ``s * step`` columns to the right, cyclically; W is the number of shifts, w / step rounded up. A
+    candidate without salient patches scores `EMPTY`.
+    """
+    masks = masks.astype(jnp.float32)
+    maps = masks.reshape(-1, *grid)
+    shifts = range(0, grid[1], step)
+    rolled = jnp.stack([jnp.roll(maps, shift, axis=2).reshape(masks.shape) for shift in shifts], axis=1)
+    area = jnp.sum(masks, axis=-1)
+    shared = jnp.einsum("isn,jn->isj", rolled, masks, precision=jax.lax.Precision.HIGHEST)
+    # Without the barrier XLA multiplies by 1 / area, which puts 21 / 30 above a threshold of 0.7 and unties equal shares.
+    divisor = jax.lax.optimization_barrier(jnp.broadcast_to(jnp.maximum(area, 1.0), shared.shape))
+    return jnp.where(area > 0, shared / divisor, EMPTY)
+
+
+def choose_partners(
+    rng: Array,
+    masks: Array,
+    grid: tuple[int, int],
+    labels: Array,
+    *,
+    probability: float,
+    partners: str = "best",
+    threshold: float = 0.7,
+    rolling: bool = True,
+    rolling_threshold: float = 0.0,
+    roll_step: int = 1,
+    top_share: float = 0.1,
+    threshold_on: str = "unrolled",
+    exclude_same_identity: bool = False,
+    least_area: int = 0,
+    fallback: str = "none",
+) -> Transfer:
+    """Draws a partner for every image of a batch, from masks [B, h w] and labels int32 [B].
+
+    ``partners``:
+      "best"      each candidate has its best score over all shifts (``rolling``; otherwise unshifted). Of the best
+                  k = max(1, floor(``top_share`` B)) candidates, the image itself excluded, those count whose OIoU exceeds
+                  ``threshold`` (``threshold_on`` "unrolled" or "rolled") and whose best score exceeds ``rolling_threshold``;
+                  one of them is drawn evenly.
+      "official"  SPT's code: the k best of all (shift, candidate) pairs, the very best left out, drawn evenly among those
+                  that are another image and exceed ``threshold`` unrolled. There a candidate may stand several times.
+      "random"    any other image, whatever the masks.
+
+    An image is recombined with ``probability``, if a candidate counts. ``fallback`` says what happens if none does: "none"
+    leaves it as it is, "first" takes the best pair whatever it scores (SPT's code after 100 failures), which may be the image
+    itself. ``least_area`` is the number of salient patches that a candidate must have; an empty mask never serves.
+    """
+    for name, value, known in (
+        ("partners", partners, PARTNERS), ("fallback", fallback, FALLBACKS), ("threshold_on", threshold_on, COMPARED),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"unknown {name} '{value}'; it must be one of {', '.join(known)}")
+    count = masks.shape[0]
+    key_tie, key_pick, key_use = jax.random.split(rng, 3)
+    own = jnp.eye(count, dtype=bool)
+    barred = own | (jnp.sum(masks, axis=-1) < max(least_area, 1))[None, :]
+    if exclude_same_identity:
+        barred = barred | (labels[:, None] == labels[None, :])
+    if partners == "random":
+        barred = own | (labels[:, None] == labels[None, :]) if exclude_same_identity else own
+        partner = jax.random.categorical(key_pick, jnp.where(barred, -jnp.inf, 0.0), axis=1)
+        possible = ~jnp.all(barred, axis=1)
+        first = partner
+    else:
+        scores = rolled_overlaps(masks, grid, roll_step)
+        unrolled = scores[:, 0]
+        best = jnp.max(scores, axis=1) if rolling else unrolled
+        top = max(1, int(top_share * count))
+        if partners == "best":
+            ranked = jnp.where(barred, EMPTY, best) + SMALL * jax.random.uniform(key_tie, best.shape)
+            _, candidate = jax.lax.top_k(ranked, min(top, count))
+            value = jnp.take_along_axis(best, candidate, axis=1)
+        else:
+            # Rank 0 is left out, so that ranks 1 to top - 1 remain; a batch too small for that uses rank 1.
+            flat = (scores if rolling else scores[:, :1]).reshape(count, -1)
+            value, index = jax.lax.top_k(flat, min(max(top, 2), flat.shape[1]))
+            first, value, candidate = index[:, 0] % count, value[:, 1:], index[:, 1:] % count
+        compared = unrolled if threshold_on == "unrolled" else best
+        overlap = jnp.take_along_axis(compared, candidate, axis=1)
+        counts = (overlap > threshold) & (value > rolling_threshold) & ~jnp.take_along_axis(barred, candidate, axis=1)
+        pick = jax.random.categorical(key_pick, jnp.where(counts, 0.0, -1e9), axis=1)
+        partner = jnp.take_along_axis(candidate, pick[:, None], axis=1)[:, 0]
+        if partners == "best":
+            first = candidate[:, 0]
+        possible = jnp.any(counts, axis=1)
+    if fallback == "first":
+        partner = jnp.where(possible, partner, first)
+        possible = jnp.ones_like(possible)
+    used = possible & jax.random.bernoulli(key_use, probability, (count,))
+    partner = jnp.where(used, partner, jnp.arange(count)).astype(jnp.int32)
+    return Transfer(partner, used & (partner != jnp.arange(count)))
+
+
+def recombine(tokens: Array, masks: Array, partner: Array) -> Array:
+    """Tokens float [B, N, D] of recombined images (Eq. 7): image i where its partner's mask [B, N] is 1, the partner elsewhere.
+
+    ``partner`` int32 [B]; an image that is its own partner stays exactly as it is. Works for anything with the patch as its
+    second axis, such as masks [B, N, 1].
+    """
+    hole = masks[partner].astype(tokens.dtype)[..., None]
+    changed = hole * tokens + (1 - hole) * tokens[partner]
+    own = (partner == jnp.arange(len(partner))).reshape(-1, *[1] * (tokens.ndim - 1))
+    return jnp.where(own, tokens, changed)
+
+
+def ignored_negatives(labels: Array, transfer: Transfer, symmetric: bool = True) -> Array:
+    """Pairs bool [B, B] (anchor, other) that are no negatives, since one of them shows the other's identity (DPM++ 3.4).
+
+    Anchor i that borrowed from identity c is not pushed away from images of c; ``symmetric`` adds the reverse: an anchor of
+    identity c is not pushed away from i. Labels int32 [B].
+    """
+    donor = labels[transfer.partner]
+    rows = (transfer.used & (donor != labels))[:, None] & (labels[None, :] == donor[:, None])
+    return rows | rows.T if symmetric else rows
+
+
+def left_out_identity(labels: Array, transfer: Transfer) -> Array:
+    """The identity int32 [B] whose logit does not count for a row: its partner's if that is another one, otherwise -1."""
+    donor = labels[transfer.partner]
+    return jnp.where(transfer.used & (donor != labels), donor, -1)

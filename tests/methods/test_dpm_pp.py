@@ -1,0 +1,381 @@
+"""DPM++: what each stage moves, what every switch does to a fixed batch, what is compared at test time, rows of the tables."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import dpm_pp
+from occreid_jax import config as configuration
+from occreid_jax import methods
+from occreid_jax.augment import patch_transfer
+from occreid_jax.errors import UserError
+from occreid_jax.methods.dpm_pp import METRIC, SELECTION
+from occreid_jax.train.state import trainable_paths
+from occreid_jax.types import Meta, PrepareContext
+from occreid_jax.weights.trees import flatten
+
+META = Meta(identities=6, cameras=3, image_size=(64, 32), images=12)
+FIXED = {"label_smoothing": 0.0, "transfer.probability": 1.0, "transfer.partners": "random"}
+
+
+def create(argument: str = "backbone=clip_micro", meta: Meta = META, **settings):
+    config = dpm_pp.get_config(argument)
+    config.method.update_from_flattened_dict({key.replace("__", "."): value for key, value in settings.items()})
+    config.data.image_size = meta.image_size
+    config.dtype = "float32"
+    return methods.create(config, meta)
+
+
+def started(method, seed: int = 0):
+    """Initial values, with a mask generator and texts that say something."""
+    params, extra = method.init(jax.random.key(seed))
+    if "mask_generator" in params:
+        kernel = params["mask_generator"]["fc"]["kernel"]
+        params["mask_generator"]["fc"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
+    if "texts" in extra:
+        extra["texts"] = jax.random.normal(jax.random.key(2), extra["texts"].shape)
+    return params, extra
+
+
+def batch(count: int = 12) -> dict:
+    rng = np.random.default_rng(0)
+    return {
+        "image": jnp.asarray(rng.normal(size=(count, *META.image_size, 3)).astype(np.float32)),
+        "camid": jnp.asarray(np.arange(count) % 3, jnp.int32),
+        "label": jnp.asarray(np.arange(count) // 2, jnp.int32),
+        "index": jnp.arange(count, dtype=jnp.int32),
+        "valid": jnp.ones(count, bool),
+    }
+
+
+def stage_of(method, name: str):
+    return next(stage for stage in method.stages() if stage.name == name)
+
+
+def outcome(settings: dict, stage: str = METRIC, t: float = 0.0, like: dict | None = None) -> tuple[float, dict]:
+    """(loss, metrics) of the fixed batch under settings, with the initial values of the method with settings ``like``."""
+    method = create(**(FIXED | settings))
+    params, extra = started(create(**(FIXED | (like or settings))))
+    total, aux = method.loss(params, extra, batch(), jax.random.key(3), stage_of(method, stage), jnp.float32(t))
+    return float(total), {name: float(value) for name, value in aux.metrics.items()}
+
+
+def gradients(settings: dict, stage: str, *terms: str) -> list[dict]:
+    """For every named metric: the largest absolute gradient in each network, on the fixed batch."""
+    method = create(**(FIXED | settings))
+    params, extra = started(method)
+    run = lambda p: method.loss(p, extra, batch(), jax.random.key(3), stage_of(method, stage), jnp.float32(0))[1].metrics  # noqa: E731
+    metrics, pull = jax.vjp(run, params)
+    found = []
+    for term in terms:
+        chosen = {name: jnp.float32(name == term) for name in metrics}
+        largest = {path: float(jnp.abs(x).max()) for path, x in flatten(pull(chosen)[0]).items()}
+        networks = {"/".join(path.split("/")[: 2 if path.startswith("selection") else 1]) for path in largest}
+        found.append({n: max(value for path, value in largest.items() if path.startswith(n)) for n in networks})
+    return found
+
+
+# Switches: name -> (changed settings, stage, what the formula predicts of loss and metrics before and after) --------------------
+
+less_by = lambda name, share=1.0: lambda a, x, b, y: np.isclose(b, a - share * x[name], rtol=1e-5)  # noqa: E731
+SWITCHES = {
+    "no masked loss": ({"masked_weight": 0.0}, METRIC, less_by("masked_identity")),
+    "half the identity loss": ({"identity_weight": 0.5}, METRIC, less_by("identity", 0.5)),
+    "no triplet": ({"triplet_weight": 0.0}, METRIC, less_by("triplet")),
+    "no anchors": ({"anchor_weight": 0.0}, METRIC, less_by("anchor")),
+    "no head enrichment": ({"head_weight": 0.0}, METRIC, less_by("head_enrich", 0.1)),
+    "official reduction": ({"head_reduction": "official"}, METRIC,
+                           lambda a, x, b, y: np.isclose(y["head_enrich"], x["head_enrich"] * 12 / 2**2, rtol=1e-5)),
+    "no angular margin": ({"cosine_margin": 0.0}, METRIC, lambda a, x, b, y: y["masked_identity"] < x["masked_identity"]),
+    "scale 1": ({"cosine_scale": 1.0}, METRIC, lambda a, x, b, y: abs(y["masked_identity"] - np.log(6)) < 1),
+    "larger hinge": ({"margin": 1.3}, METRIC, lambda a, x, b, y: 0 < y["triplet"] - x["triplet"] <= 1.0001),
+    "cosine anchors": ({"anchor_logits": "cosine"}, METRIC, lambda a, x, b, y: y["anchor"] != x["anchor"] and np.isfinite(b)),
+    "smoothing": ({"label_smoothing": 0.2}, METRIC, lambda a, x, b, y: y["masked_identity"] == x["masked_identity"]
+                  and y["identity"] != x["identity"] and y["anchor"] != x["anchor"]),
+    "smoothing of the masked loss": ({"masked_smoothing": 0.2}, METRIC, lambda a, x, b, y: y["identity"] == x["identity"]
+                                     and y["masked_identity"] != x["masked_identity"]),
+    "mask of the feature": ({"mask_side": "feature"}, METRIC, lambda a, x, b, y: y["masked_identity"] != x["masked_identity"]),
+    "mask after the norm": ({"mask_order": "after"}, METRIC,  # cosines become smaller, so classes come closer
+                            lambda a, x, b, y: y["masked_identity"] != x["masked_identity"] and y["identity"] == x["identity"]),
+    "margin wraps": ({"beyond": "wrap", "cosine_margin": 3.0}, METRIC, lambda a, x, b, y: np.isfinite(b)),
+    "CLIP-ReID's heads": ({"clip_reid_heads": True}, METRIC,
+                          lambda a, x, b, y: y["identity"] > x["identity"] + 1 and y["triplet"] >= x["triplet"]),
+    "no transfer at random": ({"transfer.probability": 0.0}, METRIC,
+                              lambda a, x, b, y: x["transferred"] == 1 and y["transferred"] == 0),
+    "own identity counts": ({"transfer.ignore_identity": False}, METRIC, lambda a, x, b, y: y["identity"] > x["identity"]
+                            and y["anchor"] > x["anchor"] and y["triplet"] == x["triplet"]),
+    "all negatives count": ({"transfer.ignore_negatives": "none"}, METRIC, lambda a, x, b, y: y["triplet"] > x["triplet"]),
+    "some negatives count": ({"transfer.ignore_negatives": "anchor"}, METRIC, lambda a, x, b, y: y["triplet"] >= x["triplet"]),
+    "threshold out of reach": ({"transfer.partners": "best", "transfer.threshold": 1.1}, METRIC,
+                               lambda a, x, b, y: y["transferred"] == 0),
+    "area out of reach": ({"transfer.partners": "best", "transfer.least_area": 9}, METRIC,
+                          lambda a, x, b, y: y["transferred"] == 0),
+    "fallback": ({"transfer.partners": "best", "transfer.threshold": 1.1, "transfer.fallback": "first"}, METRIC,
+                 lambda a, x, b, y: y["transferred"] == 1),
+    "selection: no masked loss": ({"selection.masked_weight": 0.0}, SELECTION, less_by("masked_identity")),
+    "selection: no identity": ({"selection.identity_weight": 0.0}, SELECTION, less_by("identity")),
+    "selection: no triplet": ({"selection.triplet_weight": 0.0}, SELECTION, less_by("triplet")),
+    "selection: no budget": ({"selection.budget_weight": 0.0}, SELECTION, less_by("budget", 50.0)),
+    "selection: no overlap": ({"selection.overlap_weight": 0.0}, SELECTION, less_by("overlap", 0.1)),
+    "selection: budget per image": ({"selection.budget_over": "image"}, SELECTION,  # Jensen's inequality
+                                    lambda a, x, b, y: y["budget"] > x["budget"]),
+    "selection: budget met": ({"selection.budget_share": 0.5}, SELECTION, lambda a, x, b, y: np.isclose(
+        y["budget"], (np.sqrt(x["budget"]) * np.sign(x["mean_saliency"] - 0.3) - 0.2) ** 2, atol=1e-5)),
+    "selection: patches kept or not": ({"selection.masking": "keep"}, SELECTION,
+                                       lambda a, x, b, y: y["masked_identity"] != x["masked_identity"]),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def before():
+    return {stage: outcome({}, stage) for stage in (METRIC, SELECTION)}
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_switches(name, before):
+    changes, stage, predicts = SWITCHES[name]
+    loss, metrics = outcome(changes, stage)
+    assert predicts(*before[stage], loss, metrics), (before[stage], loss, metrics)
+
+
+def test_whom_the_terms_reach():
+    masked, heads, plain = gradients({}, METRIC, "masked_identity", "head_enrich", "identity")
+    assert masked["mask_generator"] > 0 and masked["prototypes"] > 0 and masked["visual"] > 0
+    assert heads["visual"] > 0 and heads["prototypes"] == heads["mask_generator"] == 0
+    assert plain["prototypes"] > 0 and plain["mask_generator"] == 0
+    for term in (masked, heads, plain):
+        assert term["selection/encoder"] == term["selection/decision"] == term["text"] == 0
+    (in_text,) = gradients({"mask_space": "text"}, METRIC, "masked_identity")
+    assert in_text["mask_generator"] > 0 and in_text["prototypes"] == 0  # it is the texts that are masked
+
+
+@pytest.mark.parametrize("changes, reaches", [({}, False), ({"selection.detach": False}, True)], ids=["detached", "attached"])
+def test_whom_the_terms_of_the_selection_reach(changes, reaches):
+    budget, masked = gradients(changes | {"selection.masking": "keep"}, SELECTION, "budget", "masked_identity")
+    assert budget["selection/decision"] > 0 and (budget["selection/encoder"] > 0) == reaches
+    assert masked["selection/decision"] > 0 and masked["selection/encoder"] > 0  # straight through the threshold
+
+
+@pytest.mark.parametrize("softmax", [False, True])
+def test_heads_are_compared_before_or_after_the_softmax(softmax):
+    settings = {"head_softmax": softmax, "transfer.on": False}
+    method = create(**settings)
+    logits = np.asarray(method.encode(started(method)[0], batch()).cls_logits, np.float64)
+    rows = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if softmax else logits
+    rows = rows / np.sqrt((rows**2).sum(-1, keepdims=True) + 1e-6)
+    expected = (((rows @ rows.transpose(0, 2, 1)) - np.eye(2)) ** 2).sum((1, 2)).mean()
+    np.testing.assert_allclose(outcome(settings)[1]["head_enrich"], expected, rtol=1e-4)
+
+
+def test_anchors_end_after_their_epochs():
+    settings = {"anchor_epochs": 3}
+    epochs = create(**settings).stages()[-1].epochs
+    inside, outside = (outcome(settings, t=t)[0] for t in (0.9 * 3 / epochs, 1.1 * 3 / epochs))
+    loss, metrics = outcome({})
+    np.testing.assert_allclose([inside, outside], [loss, loss - metrics["anchor"]], rtol=1e-5)
+
+
+def test_without_texts_or_masks():
+    method = create("backbone=clip_micro,text=false", mask=False)
+    params, extra = method.init(jax.random.key(0))
+    assert set(params) == {"visual", "neck", "prototypes", "selection"} and set(extra) == {"batch_stats"}
+    assert [stage.name for stage in method.stages()] == [SELECTION, METRIC]
+    _, aux = method.loss(params, extra, batch(), jax.random.key(0), stage_of(method, METRIC), jnp.float32(0))
+    assert not {"anchor", "masked_identity"} & set(aux.metrics)
+
+
+# Stages -------------------------------------------------------------------------------------------------------------------
+
+
+def test_each_stage_moves_its_own_parameters():
+    method = create()
+    params, _ = method.init(jax.random.key(0))
+    prompts, selection, metric = method.stages()
+    moved = [{path.split("/")[0] for path in trainable_paths(params, stage.updates[0])} for stage in (prompts, selection, metric)]
+    assert moved == [{"prompts"}, {"selection"}, {"visual", "neck", "prototypes", "mask_generator"}]
+    assert prompts.inputs == ("feature",)
+    for stage in (selection, metric):
+        assert not any(path.endswith("neck/bias") for path in trainable_paths(params, stage.updates[0]))
+
+
+def test_alternating_updates_are_two():
+    method = create(alternating=True)
+    params, _ = method.init(jax.random.key(0))
+    others, mask = (trainable_paths(params, update) for update in stage_of(method, METRIC).updates)
+    assert {path.split("/")[0] for path in others} == {"visual", "neck", "prototypes"}
+    assert {path.split("/")[0] for path in mask} == {"mask_generator"}
+
+
+def test_preparations():
+    """Prompts are learned on features without cameras; anchors are the texts of all identities."""
+    method = create()
+    params, extra = method.init(jax.random.key(0))
+    own = batch()
+    run = lambda function: np.asarray(function(params, extra, own))  # noqa: E731
+    context = PrepareContext(params, extra, jax.random.key(1), np.asarray(own["label"]), np.asarray(own["camid"]), run)
+    prompts, selection, metric = method.stages()
+    features = method.prepare(prompts, 0, context)["tables"]["feature"]
+    other_cameras = own | {"camid": (own["camid"] + 1) % 3}
+    np.testing.assert_allclose(features, method.projected(params, extra, other_cameras), atol=1e-5)
+    assert method.prepare(selection, 0, context) is extra
+    texts = method.prepare(metric, 0, context)["texts"]
+    np.testing.assert_allclose(texts, method.texts(params, extra, jnp.arange(6)), atol=1e-5)
+
+
+def test_selection_statistics_take_three_steps():
+    method = create()
+    params, extra = method.init(jax.random.key(0))
+    _, aux = method.loss(params, extra, batch(), jax.random.key(3), stage_of(method, SELECTION), jnp.float32(0))
+    mean = aux.extra["batch_stats"]["selection"]["neck"]["mean"]
+    network, settings = method.selection, {"params": params["selection"]["encoder"]}
+    patches = network.encoder.apply(settings, batch()["image"], method="embed_patches")
+    whole = network.encode(params["selection"], patches)
+    saliency = network.decide(params["selection"], whole.taps)[..., None]
+    features = [whole.cls, *(network.encode(params["selection"], patches * share).cls for share in (saliency, 1 - saliency))]
+    expected = jnp.zeros_like(mean)
+    for feature in features:
+        expected = 0.9 * expected + 0.1 * feature.mean(axis=0)
+    np.testing.assert_allclose(mean, expected, atol=1e-5)
+
+
+def test_masks_reach_another_grid_by_floor():
+    """16 x 8 patches on 21 x 10, as torch's nearest does (oracle 2)."""
+    large = Meta(identities=4, cameras=2, image_size=(256, 128), images=4)
+    method = create("backbone=clip_micro,text=false,stride=12", large, selection__stride=16)
+    assert method.selection.encoder.grid == (16, 8) and method.visual.grid == (21, 10)
+    rows, columns = np.indices((16, 8))
+    for index, expected in (
+        (rows, [0, 0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 9, 9, 10, 11, 12, 12, 13, 14, 15]), (columns, [0, 0, 1, 2, 3, 4, 4, 5, 6, 7]),
+    ):  # fmt: skip
+        for value in range(index.max() + 1):
+            mask = method.selection.mask(jnp.asarray((index == value).reshape(1, -1), jnp.float32), (21, 10)).reshape(21, 10)
+            line = mask.any(axis=1) if index is rows else mask.any(axis=0)
+            np.testing.assert_array_equal(line, np.array(expected) == value)
+
+
+# Test time ----------------------------------------------------------------------------------------------------------------
+
+
+def test_gallery_is_seen_through_each_query_s_mask():
+    method = create()
+    params, extra = started(method)
+    query, gallery = (method.embed(params, extra, batch(), role) for role in ("query", "gallery"))
+    assert set(query) == {"feature", "mask"} and set(gallery) == {"feature"}
+    distances = method.distance(query, gallery)
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    q, m, g = (np.asarray(x, np.float64) for x in (query["feature"], query["mask"], gallery["feature"]))
+    expected = 2 - 2 * (unit(q)[:, None] * unit(m[:, None] * unit(g)[None])).sum(-1)
+    np.testing.assert_allclose(distances, expected, atol=1e-5)
+    assert float(jnp.abs(distances - distances.T).max()) > 1e-4  # not symmetric
+    plain = create(test_mask=False).embed(params, extra, batch(), "query")
+    np.testing.assert_array_equal(plain, query["feature"])
+
+
+def test_what_else_can_be_compared():
+    method = create()
+    params, extra = started(method)
+    feature = create(test_feature="before").embed(params, extra, batch(), "gallery")["feature"]
+    after = create(test_feature="after").embed(params, extra, batch(), "gallery")["feature"]
+    np.testing.assert_allclose(after, method.after_neck(params, extra, feature)[0], atol=1e-5)
+    wide = create(test_projected=True).embed(params, extra, batch(), "query")
+    assert wide["feature"].shape == (12, 32 + 16) and bool((wide["mask"][:, 32:] == 1).all())
+    texts = create(mask_space="text")
+    query = texts.embed(*started(texts), batch(), "query")
+    assert query["feature"].shape == (12, 16) and query["mask"].shape == (12, 16)
+
+
+def test_reranking_asks_for_masks_of_the_gallery():
+    method = create()
+    method.config.evaluation.rerank = "5,2,0.3"
+    assert set(method.embed(*started(method), batch(), "gallery")) == {"feature", "mask"}
+
+
+def test_recombined_tokens_enter_the_encoder():
+    """An image that is its own partner, or whose partner has no salient patch outside, gives the features of plain images."""
+    method = create()
+    params, _ = started(method)
+    own = batch()
+    partner = jnp.array([3, *range(1, 12)])
+    salient = jnp.zeros((12, 8), bool)
+    mixed = method.encode(params, own, None, salient, partner).feature
+    plain = method.encode(params, own).feature
+    moved = own | {"image": own["image"].at[0].set(own["image"][3])}
+    np.testing.assert_allclose(mixed[1:], plain[1:], atol=1e-6)
+    np.testing.assert_allclose(mixed[0], method.encode(params, moved).feature[0], atol=1e-5)
+    full = method.encode(params, own, None, ~salient, partner).feature
+    np.testing.assert_allclose(full, plain, atol=1e-6)
+
+
+def test_illustrations():
+    method = create(**FIXED)
+    params, extra = started(method)
+    parts = jnp.zeros((12, *META.image_size), jnp.uint8).at[:, 16:48, 8:24].set(4)
+    shown = method.illustrate(params, extra, batch() | {"parts": parts}, jax.random.key(0))
+    assert shown["correlation of the heads"].shape == (2, 2)
+    panels = shown["target, partner, salient patches of the partner, new sample"]
+    assert panels.shape == (8, 4, *META.image_size, 3)
+    salient = method.selection.mask(method.selection.saliency(params["selection"], batch()["image"]), method.visual.grid)
+    pixels = jnp.repeat(jnp.repeat(salient.reshape(12, 4, 2), 16, axis=1), 16, axis=2)
+    transfer = method.partners(jax.random.split(jax.random.key(0))[0], salient, batch()["label"], probability=1.0)
+    expected = patch_transfer.recombine(
+        batch()["image"].reshape(12, -1, 3), pixels.reshape(12, -1), transfer.partner
+    ).reshape(panels[:, 3].shape[0] + 4, *META.image_size, 3)  # fmt: skip
+    np.testing.assert_allclose(panels[:, 3], expected[:8], atol=1e-6)
+    covered = np.asarray(shown["covered share of the person"])
+    assert np.isfinite(covered).all() and (covered >= -1e-5).all() and (covered <= 1 + 1e-5).all()
+
+
+# Configs ------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("row", dpm_pp.ROWS)
+def test_every_row_of_the_tables_can_be_built(row):
+    config = dpm_pp.get_config(f"backbone=clip_micro,row={row}")
+    configuration.validate(config)
+    method = methods.create(config, META)
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    assert ("selection" in params) == config.method.transfer.on
+    assert ("mask_generator" in params) == config.method.mask
+    assert config.stages.metric.augment.erasing == (0.0 if row == "transfer" else 0.5)
+
+
+def test_recipes_of_the_predecessors():
+    dpm = dpm_pp.get_config("dataset=occluded_duke,recipe=dpm")
+    assert dpm.method.stride == 11 and dpm.stages.metric.epochs == 150
+    assert dpm.method.alternating and "selection" not in dpm.stages
+    assert dpm.stages.metric.mask_optimizer.schedule.name == "constant" and dpm.stages.metric.optimizer.name == "sgd"
+    reid = dpm_pp.get_config("dataset=occluded_reid,recipe=dpm")
+    assert reid.method.head_weight == 0.01 and reid.stages.metric.epochs == 50 and any(reid.stages.metric.augment.jitter)
+    spt = dpm_pp.get_config("dataset=occluded_duke,recipe=spt")
+    assert spt.method.stride == 16 and not spt.method.camera and not spt.method.mask
+    method = methods.create(dpm, Meta(702, 8, (256, 128), 100))
+    params, _ = jax.eval_shape(method.init, jax.random.key(0))
+    # The sheet's 146,149,868 values without ImageNet's classifier and statistics of the batch normalisations.
+    unused, statistics = 769_000, 2 * (1536 + 3 * 768) + 4
+    assert sum(x.size for x in jax.tree.leaves(params)) == 146_149_868 - unused - statistics
+
+
+def test_published_recipe():
+    config = dpm_pp.get_config("dataset=occluded_duke")
+    assert config.method.backbone == "clip_vit_b16" and config.method.stride == 12 and config.method.cosine_margin == 0.5
+    assert dpm_pp.get_config("dataset=market1501").method.cosine_margin == 0.3
+    assert [config.stages[name].epochs for name in ("prompts", "selection", "metric")] == [100, 60, 60]
+
+
+def test_settings_that_cannot_work():
+    for argument, settings, words in (
+        ("backbone=micro", {"mask_space": "text"}, "has no text space"),
+        ("backbone=clip_micro,text=false", {"mask_space": "text"}, "needs text=true"),
+        ("backbone=clip_micro", {"mask_levels": (0,)}, "config.method.mask_levels: levels"),
+        ("backbone=clip_micro", {"selection.levels": ()}, "config.method.selection.levels: levels"),
+        ("backbone=clip_micro", {"selection.masking": "drop"}, "config.method.selection.masking is 'drop'"),
+        ("backbone=clip_micro", {"transfer.partners": "worst"}, "config.method.transfer: unknown partners 'worst'"),
+        ("backbone=clip_micro", {"transfer.ignore_negatives": "all"}, "config.method.transfer.ignore_negatives"),
+        ("backbone=clip_micro", {"mask_side": "none"}, "config.method.mask_side is 'none'"),
+    ):
+        with pytest.raises(UserError, match=words):
+            create(argument, **settings)
+    for argument, words in (("row=best", "unknown row 'best'"), ("recipe=fed", "unknown recipe 'fed'")):
+        with pytest.raises(ValueError, match=words):
+            dpm_pp.get_config(argument)
