@@ -14,6 +14,9 @@ from ml_collections import config_dict
 DATASETS = {
     "synthetic": dict(image_size=(128, 64), identities=64, cameras=6),
     "market1501": dict(image_size=(256, 128), identities=751, cameras=6),
+    "dukemtmc": dict(image_size=(256, 128), identities=702, cameras=8),
+    "occluded_duke": dict(image_size=(256, 128), identities=702, cameras=8),
+    "occluded_reid": dict(image_size=(256, 128), identities=751, cameras=6),  # trained on Market-1501
     "folder": dict(image_size=(256, 128), identities=100, cameras=2),
 }
 

@@ -21,7 +21,9 @@ SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split 
 SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark to")
 SHEET = flags.DEFINE_string("sheet", None, "also draw a contact sheet of the synthetic benchmark into this PNG file")
-DATASET = flags.DEFINE_string("dataset", None, "dataset to examine or decode: market1501, folder or synthetic")
+DATASET = flags.DEFINE_string(
+    "dataset", None, "dataset to examine or decode: market1501, dukemtmc, occluded_duke, occluded_reid, folder or synthetic"
+)
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies")
 CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets: no cameras, or _c<number> in the file names")
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)

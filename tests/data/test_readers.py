@@ -5,8 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from occreid_jax.data import DataError, open_dataset
+from occreid_jax.data import DataError, build_table, examine, open_dataset
 from occreid_jax.data.readers.checks import match_counts
+from occreid_jax.data.readers.dukemtmc import parse_name as parse_duke_name
 from occreid_jax.data.readers.market1501 import parse_name
 
 
@@ -185,6 +186,152 @@ def test_synthetic_takes_its_protocol_from_the_description(market_tree):
     with pytest.raises(DataError) as error:
         open_dataset("synthetic", root)
     assert "lacks size, split, seed, version" in one_line(error)
+
+
+DUKE = dict(
+    train=[f"{pid:04d}_c{camera}_f0046985.jpg" for pid in (1, 7140) for camera in (2, 8)],
+    query=["0005_c1_f0046985.jpg", "0009_c2_f0046985.jpg"],
+    gallery=["0005_c2_f0046986.jpg", "0005_c1_f0046985.jpg", "0009_c1_f0046985.jpg", "0011_c3_f0046985.jpg"],
+)
+DUKE_PLACES = {
+    "dukemtmc": ("", "dukemtmc", "DukeMTMC-reID", "dukemtmc-reid/DukeMTMC-reID", "dukemtmcreid/DukeMTMC-reID"),
+    "occluded_duke": ("", "Occluded_Duke", "dukemtmcreid/Occluded_Duke"),
+}
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("0005_c2_f0046985.jpg", (5, 1)),
+        ("7140_c8_f0046985.TIF", (7140, 7)),
+        ("0005_c9_f0046985.jpg", None),
+        ("0005_c12_f0046985.jpg", None),
+        ("0000_c1_f0046985.jpg", None),
+        ("-1_c1_f0046985.jpg", None),
+        ("0001_c1s1_000151_01.jpg", None),
+    ],
+)
+def test_duke_names(name, expected):
+    assert parse_duke_name(name) == expected
+
+
+@pytest.mark.parametrize("name, place", [(name, place) for name, places in DUKE_PLACES.items() for place in places])
+def test_duke_is_found_below_the_root(market_tree, tmp_path, name, place):
+    market_tree(root=f"all/{place}", **DUKE)
+    dataset = open_dataset(name, tmp_path / "all")
+    assert dataset.train.root == tmp_path / "all" / place
+    assert (dataset.name, dataset.protocol) == (name, f"{name}/std@1")
+    assert dataset.train.pids.tolist() == [1, 1, 7140, 7140] and dataset.train.camids.tolist() == [1, 7, 1, 7]
+    assert dataset.gallery.pids.tolist() == [5, 5, 9, 11]
+
+
+def test_duke_notes(market_tree):
+    root = market_tree(**DUKE)
+    (root / "query" / "Thumbs.db").write_text("x")
+    plain, occluded = open_dataset("dukemtmc", root).notes, open_dataset("occluded_duke", root).notes
+    for notes in (plain, occluded):
+        assert sum("withdrawn by its authors" in note and "cannot be downloaded" in note for note in notes) == 1
+        assert "query: ignored 1 hidden or system entries" in notes and all("\n" not in note for note in notes)
+        assert any(note.startswith("gallery: 4 images of 3 identities; the published set has 17,661 of 1,110") for note in notes)
+    assert any("the published set has 16,522 of 702" in note for note in plain)
+    assert any("query: 2 images of 2 identities; the published set has 2,228 of 702" in note for note in plain)
+    assert any("the published set has 15,618 of 702" in note for note in occluded)
+    assert any("the published set has 2,210 of 519" in note for note in occluded)
+
+
+@pytest.mark.parametrize("name, folder", [("dukemtmc", "DukeMTMC-reID/"), ("occluded_duke", "Occluded_Duke/")])
+def test_other_sets_are_not_taken_for_duke(market_tree, tmp_path, name, folder):
+    with pytest.raises(DataError) as error:
+        open_dataset(name, market_tree())
+    message = one_line(error)
+    assert "12 pictures are not named <identity from 1>_c<camera from 1 to 8>_f<frame>" in message and "and 7 more" in message
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError) as error:
+        open_dataset(name, tmp_path / "empty")
+    assert "has no folder bounding_box_train, query" in one_line(error) and folder in one_line(error)
+    with pytest.raises(DataError) as error:
+        open_dataset(name, tmp_path / "nowhere")
+    assert "is not a folder" in one_line(error)
+
+
+@pytest.fixture
+def occluded_reid_tree(market_tree, write_picture, tmp_path):
+    """make(place, market, ending): Occluded-REID with identities 2 and 11, two pictures each; Market-1501 below the same root."""
+
+    def make(place="Occluded_REID", market="market1501", ending=".tif"):
+        if market is not None:
+            market_tree(root=f"all/{market}")
+        for half in ("occluded_body_images", "whole_body_images"):
+            for pid in ("002", "011"):
+                for shot in ("01", "02"):
+                    seed = 100 * int(pid) + int(shot) + 10 * (half == "whole_body_images")
+                    write_picture(tmp_path / "all" / place / half / pid / f"{pid}_{shot}{ending}", seed)
+        return tmp_path / "all"
+
+    return make
+
+
+@pytest.mark.parametrize("ending", [".tif", ".jpg"])
+@pytest.mark.parametrize("place, market", [("Occluded_REID", "market1501"), ("", ""), ("OccludedREID", "Market-1501-v15.09.15")])
+def test_occluded_reid(occluded_reid_tree, place, market, ending):
+    root = occluded_reid_tree(place, market, ending)
+    dataset = open_dataset("occluded_reid", root)
+    assert (dataset.name, dataset.protocol) == ("occluded_reid", "occluded_reid/all200-market1501-cameras-1-3@1")
+    assert dataset.train.root == root / market and dataset.query.root == dataset.gallery.root == root / place
+    assert dataset.train.names == open_dataset("market1501", root).train.names
+    assert dataset.train.pids.tolist() == [10_002, 10_002, 10_007, 10_007, 10_011, 10_011]
+    assert dataset.query.names[0] == f"occluded_body_images/002/002_01{ending}"
+    for split, camid in ((dataset.query, 0), (dataset.gallery, 2)):
+        assert split.pids.tolist() == [2, 2, 11, 11] and split.camids.tolist() == [camid] * 4
+        assert split.pids.dtype == split.camids.dtype == np.int32 and list(split.names) == sorted(split.names)
+    assert match_counts(dataset.query, dataset.gallery)[0].tolist() == [2, 2, 2, 2]
+
+
+def test_occluded_reid_with_splits_in_two_places(occluded_reid_tree, tmp_path):
+    dataset = open_dataset("occluded_reid", occluded_reid_tree())
+    for split in (dataset.train, dataset.query, dataset.gallery):
+        assert build_table(split, (16, 8), "bilinear", tmp_path / "cache").images.shape == (len(split), 16, 8, 3)
+    text = "\n".join(examine(dataset))
+    assert "problem" not in text and "train and test share no identity" in text
+
+
+def test_occluded_reid_notes(occluded_reid_tree, write_picture):
+    root = occluded_reid_tree()
+    half = root / "Occluded_REID" / "whole_body_images"
+    (half / "002" / "Thumbs.db").write_text("x")
+    (half / ".DS_Store").write_text("x")
+    (half / "013").mkdir()
+    write_picture(half / "loose.tif")
+    notes = open_dataset("occluded_reid", root).notes
+    ignored = "2 hidden or system entries, 1 identity folders without a picture, 1 pictures outside an identity folder"
+    assert f"whole_body_images: ignored {ignored}" in notes
+    assert any("queries count as camera 1 and gallery pictures as camera 3" in note for note in notes)
+    for counts in ("train: 6 images of 3", "query: 4 images of 2", "gallery: 4 images of 2"):
+        assert any(note.startswith(f"{counts} identities; the published set has") for note in notes)
+    assert sum("1,000 of 200" in note for note in notes) == 2
+
+
+def test_occluded_reid_refuses(occluded_reid_tree, write_picture, tmp_path):
+    root = occluded_reid_tree(market=None)
+    with pytest.raises(DataError) as error:
+        open_dataset("occluded_reid", root)
+    assert "has no folder bounding_box_train: it should hold the training set of Market-1501 beside" in one_line(error)
+    write_picture(root / "market1501" / "bounding_box_train" / "0002_c1_0.jpg")
+    assert len(open_dataset("occluded_reid", root).train) == 1  # nothing else of Market-1501 is needed
+    half = root / "Occluded_REID" / "occluded_body_images"
+    write_picture(half / "anna" / "1.tif")
+    write_picture(half / "002" / "003_01.tif")
+    with pytest.raises(DataError) as error:
+        open_dataset("occluded_reid", root)
+    message = one_line(error)
+    assert "2 entries give no identity: occluded_body_images/002/003_01.tif, occluded_body_images/anna/;" in message
+    half.rename(half.with_name("occluded"))
+    with pytest.raises(DataError) as error:
+        open_dataset("occluded_reid", root)
+    assert "Occluded_REID has no folder occluded_body_images: it should hold" in one_line(error)
+    with pytest.raises(DataError) as error:
+        open_dataset("occluded_reid", tmp_path / "nowhere")
+    assert "nowhere is not a folder" in one_line(error)
 
 
 def test_match_counts_against_loops(market_tree):

@@ -16,6 +16,9 @@ from occreid_jax.types import Dataset
 
 READERS = {
     "market1501": "occreid_jax.data.readers.market1501:read",
+    "dukemtmc": "occreid_jax.data.readers.dukemtmc:read",
+    "occluded_duke": "occreid_jax.data.readers.occluded_duke:read",
+    "occluded_reid": "occreid_jax.data.readers.occluded_reid:read",
     "folder": "occreid_jax.data.readers.folder:read",
     "synthetic": "occreid_jax.data.readers.synthetic:read",
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from occreid_jax.errors import DataError
@@ -54,6 +56,20 @@ def check_dataset(dataset: Dataset, need_train: bool = True) -> Dataset:
             'numbers that differ, or, in a set without cameras, use the folder reader with camera="none"'
         )
     return dataset
+
+
+def count_notes(dataset: Dataset, published: Mapping[str, tuple[int, int]]) -> tuple[str, ...]:
+    """One note for each role of ``published``, {role: (images, identities)}, that was found with other numbers."""
+    notes = []
+    for role, (images, identities) in published.items():
+        split = getattr(dataset, role)
+        found = (len(split), len(np.unique(split.pids)))
+        if found != (images, identities):
+            notes.append(
+                f"{role}: {found[0]:,} images of {found[1]:,} identities; the published set has {images:,} of {identities:,}, "
+                "so results do not compare with published ones"
+            )
+    return tuple(notes)
 
 
 def _because(dataset: Dataset) -> str:

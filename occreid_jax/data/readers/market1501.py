@@ -13,19 +13,21 @@ import collections
 import dataclasses
 import os
 import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from occreid_jax.data.readers.checks import check_dataset
+from occreid_jax.data.readers.checks import check_dataset, count_notes
 from occreid_jax.data.readers.files import list_pictures, require_folders, skipped_notes
 from occreid_jax.errors import DataError, listed
 from occreid_jax.types import Dataset, Split
 
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 TREE = "bounding_box_train/, query/ and bounding_box_test/ with names like 0001_c1s1_000151_01.jpg"
-_PLACES = ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")
-_PUBLISHED = {"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, 751)}
+PLACES = ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")
+PUBLISHED = {"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, 751)}
 
 # The camera may have several digits, and only the base name is searched: a root such as exp_10_c2/ would match as well.
 _NAME = re.compile(r"([-\d]+)_c(\d+)")
@@ -39,25 +41,40 @@ def read(root: Path) -> Dataset:
       DataError: see `read_market_layout`.
     """
     dataset = read_market_layout(find_root(root), name="market1501", protocol="market1501/std@1")
-    notes = list(dataset.notes)
-    for role, (images, identities) in _PUBLISHED.items():
-        split = getattr(dataset, role)
-        found = (len(split), len(np.unique(split.pids)))
-        if found != (images, identities):
-            notes.append(
-                f"{role}: {found[0]:,} images of {found[1]:,} identities; the published set has {images:,} of {identities:,}, "
-                "so results do not compare with published ones"
-            )
-    return dataclasses.replace(dataset, notes=tuple(notes))
+    return dataclasses.replace(dataset, notes=(*dataset.notes, *count_notes(dataset, PUBLISHED)))
 
 
-def find_root(root: Path) -> Path:
-    """The known place under ``root`` that holds most of the three folders; ``root`` itself if none holds any."""
-    places = [root / place for place in _PLACES]
-    return max(places, key=lambda place: sum((place / folder).is_dir() for folder in FOLDERS.values()))  # the first of equals
+def find_root(root: Path, places: Sequence[str] = PLACES, folders: Sequence[str] = tuple(FOLDERS.values())) -> Path:
+    """The place under ``root`` that holds most of the folders, the first of equals; the first place if none holds any."""
+    return max((root / place for place in places), key=lambda place: sum((place / folder).is_dir() for folder in folders))
 
 
-def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None = None) -> Dataset:
+def parse_name(base: str) -> tuple[int, int] | None:
+    """(identity, 0-based camera) of a file name without its folder; None if the name gives none."""
+    match = _NAME.search(os.path.basename(base))
+    if match is None:
+        return None
+    try:
+        pid, camera = int(match[1]), int(match[2])
+    except ValueError:  # a date, for example: 2024-05-01_c1.jpg
+        return None
+    if not (-1 <= pid <= _LARGEST and 1 <= camera <= _LARGEST):
+        return None
+    return pid, camera - 1
+
+
+class Naming(NamedTuple):
+    """How the pictures of a set in these folders are named."""
+
+    parse: Callable[[str], tuple[int, int] | None]  # file name without its folder -> (identity, 0-based camera); None: no name
+    pattern: str  # the same in words, for messages
+    tree: str  # what the root should hold, for messages
+
+
+MARKET = Naming(parse_name, "<identity>_c<camera from 1>...", TREE)
+
+
+def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None = None, naming: Naming = MARKET) -> Dataset:
     """Reads a tree of Market-1501's shape.
 
     Args:
@@ -65,20 +82,32 @@ def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None 
       name: the data set's name.
       protocol: what stands beside every result.
       truth: folder of ground truth, if any.
+      naming: how the pictures are named.
 
     Raises:
       DataError: a folder is missing, a split is empty, names do not match the pattern (all listed at once), or no query could
         be matched.
     """
-    require_folders(root, tuple(FOLDERS.values()), TREE)
+    require_folders(root, tuple(FOLDERS.values()), naming.tree)
+    splits, notes = read_splits(root, tuple(FOLDERS), naming)
+    return check_dataset(Dataset(name, protocol, **splits, truth=truth, notes=notes))
+
+
+def read_splits(root: Path, roles: Sequence[str], naming: Naming = MARKET) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The splits of ``roles`` (keys of `FOLDERS`) and notes on what was left out.
+
+    Raises:
+      DataError: names do not match the pattern (all listed at once).
+    """
     strangers: list[str] = []
     notes: list[str] = []
     splits = {}
-    for role, folder in FOLDERS.items():
+    for role in roles:
+        folder = FOLDERS[role]
         skipped = collections.Counter()
         names, pids, camids = [], [], []
         for base in list_pictures(root / folder, skipped):
-            parsed = parse_name(base)
+            parsed = naming.parse(base)
             if parsed is None:
                 strangers.append(f"{folder}/{base}")
                 continue
@@ -95,21 +124,7 @@ def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None 
         splits[role] = Split(root, tuple(names), np.array(pids, np.int32), np.array(camids, np.int32))
     if strangers:
         raise DataError(
-            f"{root}: {len(strangers):,} pictures are not named <identity>_c<camera from 1>...: {listed(strangers)}; "
+            f"{root}: {len(strangers):,} pictures are not named {naming.pattern}: {listed(strangers)}; "
             "rename or remove them, or use the folder reader for a set sorted into one folder per identity"
         )
-    return check_dataset(Dataset(name, protocol, **splits, truth=truth, notes=tuple(notes)))
-
-
-def parse_name(base: str) -> tuple[int, int] | None:
-    """(identity, 0-based camera) of a file name without its folder; None if the name gives none."""
-    match = _NAME.search(os.path.basename(base))
-    if match is None:
-        return None
-    try:
-        pid, camera = int(match[1]), int(match[2])
-    except ValueError:  # a date, for example: 2024-05-01_c1.jpg
-        return None
-    if not (-1 <= pid <= _LARGEST and 1 <= camera <= _LARGEST):
-        return None
-    return pid, camera - 1
+    return splits, tuple(notes)
