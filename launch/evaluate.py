@@ -76,12 +76,9 @@ def main() -> None:
     else:
         workdir = Path(WORKDIR.value)
         setup, params, extra = open_run(workdir, reporter, BEST.value, change)
-    settings = setup.config
-    columns = {
-        role: setup.columns(role, setup.method.evaluation_inputs, settings.data.test_filter) for role in ("query", "gallery")
-    }
+    columns = setup.evaluation_columns(selection=True)
     evaluation = evaluate(
-        setup.method, params, extra, setup.dataset, columns, settings.evaluation, setup.devices, reporter.task
+        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, reporter.task, selection=True
     )
     if distributed.is_lead():
         out = workdir / "evaluations" / "-".join(variants) if variants else workdir

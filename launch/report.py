@@ -2,9 +2,11 @@
 
     python launch/report.py --workdir=runs/baseline-synthetic-demo-occluded
     python launch/report.py --workdir=runs/market --root=DIR --queries=99
+    python launch/report.py --workdir=runs/with-loss --beside=runs/without-loss
 
 launch/train.py writes it at the end of a run. It needs config.json, meta.json, results.json, evaluation.npz and the last
-checkpoint of the folder, and the dataset's pictures; curves come from metrics.jsonl.
+checkpoint of the folder, and the dataset's pictures; curves come from metrics.jsonl. What a method shows of a training batch is
+also written, as numbers, to <workdir>/illustrations.json; --beside draws that of other runs on the same batch next to it.
 """
 
 from __future__ import annotations
@@ -16,10 +18,12 @@ WORKDIR = flags.DEFINE_string("workdir", None, "run folder that launch/train.py 
 ROOT = flags.DEFINE_string("root", None, "where the run's dataset lies now (default: the run's data.root)")
 QUERIES = flags.DEFINE_integer("queries", None, "ranked lists to show in all (default: the run's report.queries)", lower_bound=0)
 SAMPLES = flags.DEFINE_integer("samples", None, "training pictures to show (default: the run's report.samples)", lower_bound=0)
+BESIDE = flags.DEFINE_multi_string("beside", [], "other run folders on the same dataset to show beside; with commas or repeated")
 flags.mark_flag_as_required("workdir")
 
 
 def main() -> None:
+    import functools
     from pathlib import Path
 
     from occreid_jax.errors import UserError
@@ -28,21 +32,36 @@ def main() -> None:
     from occreid_jax.train.reopen import open_run, read_config
 
     workdir, reporter = Path(WORKDIR.value), Reporter()
+    others = [Path(name.strip()) for names in BESIDE.value for name in names.split(",") if name.strip()]
     read_config(workdir)
     for name in ("results.json", "evaluation.npz"):
         if not (workdir / name).is_file():
             raise UserError(f"{workdir}: {name} is missing; run launch/evaluate.py --workdir={workdir} first")
 
-    def change(config) -> None:
+    for folder in others:
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--beside={folder}: no run there (config.json is missing); name a folder that train.py filled")
+
+    def change_place(config) -> None:
         if ROOT.value:
             config.data.root = ROOT.value
         config.mesh.devices = 1  # a few pictures: one device is enough
+
+    def change(config) -> None:
+        change_place(config)
         for name, flag in (("queries", QUERIES), ("samples", SAMPLES)):
             if flag.value is not None:
                 config.report[name] = flag.value
 
+    def open_other(folder: Path):
+        try:
+            return open_run(folder, reporter, change=change_place)
+        except UserError as error:
+            raise UserError(f"--beside={folder}: {error}") from error
+
     setup, params, extra = open_run(workdir, reporter, change=change)
-    reporter.line(f"written: {write_report(workdir, setup, params, extra)}")
+    beside = [(folder, functools.partial(open_other, folder)) for folder in others]
+    reporter.line(f"written: {write_report(workdir, setup, params, extra, beside)}")
 
 
 if __name__ == "__main__":

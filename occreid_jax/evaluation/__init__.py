@@ -7,7 +7,8 @@ Public:
 * `normalize`, `euclidean`: the usual features and distance,
 * `blocks`: any distance function, block by block,
 * `k_reciprocal`, `rerank_blocks`: k-reciprocal re-ranking of features, and of any method's distance,
-* `average_query_expansion`: features averaged with those of their nearest neighbours.
+* `average_query_expansion`: features averaged with those of their nearest neighbours,
+* `score_map`, `auroc`, `person_cells`: what a method attends to or selects, against ground truth.
 
 Typical use::
 
@@ -27,6 +28,7 @@ from occreid_jax.evaluation.metrics import (
     rank_metrics_blocks,
 )
 from occreid_jax.evaluation.rerank import k_reciprocal, rerank_blocks
+from occreid_jax.evaluation.selection import auroc, person_cells, score_map
 
 __all__ = [
     "JUNK",
@@ -34,12 +36,15 @@ __all__ = [
     "RIGHT",
     "WRONG",
     "RankMetrics",
+    "auroc",
     "average_query_expansion",
     "blocks",
     "euclidean",
     "k_reciprocal",
     "normalize",
+    "person_cells",
     "rank_metrics",
     "rank_metrics_blocks",
     "rerank_blocks",
+    "score_map",
 ]

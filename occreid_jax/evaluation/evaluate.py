@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import time
@@ -9,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.data.parsing import read_truth
@@ -19,6 +21,8 @@ from occreid_jax.evaluation.embed import embed_split
 from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics_blocks
 from occreid_jax.evaluation.rerank import rerank_blocks
+from occreid_jax.evaluation.selection import score_maps
+from occreid_jax.passes import run_pass
 from occreid_jax.types import Dataset, Method
 
 KEPT_RANKS = 20  # places of every ranked list that a report can show
@@ -49,19 +53,27 @@ def evaluate(
     columns: Mapping[str, Mapping[str, np.ndarray]],
     settings,
     devices: Devices,
-    task=lambda description, total: None,
+    task=lambda description, total: contextlib.nullcontext(),
+    selection: bool = False,
 ) -> Evaluation:
     """Evaluates under the dataset's protocol.
 
     ``columns`` maps "query" and "gallery" to their tables, ``settings`` is ``config.evaluation``. ``task(description, total)``
-    gives a context manager that takes progress calls. Raises `UserError` if features are not finite or nothing can be matched.
+    gives a context manager that takes progress calls. With ``selection``, what the method attends to in queries is scored
+    against the dataset's ground truth, if both exist; ``columns["query"]`` must then hold ``parts`` uint8 [N, H, W]. Raises
+    `UserError` if features are not finite or nothing can be matched.
     """
     started = time.monotonic()
+    # Ground truth is for the scores below: a method sees it only if it asks for it.
+    own = {
+        role: {name: table for name, table in tables.items() if name != "parts" or name in method.evaluation_inputs}
+        for role, tables in columns.items()
+    }
     features = {}
     for role in ("query", "gallery"):
-        with task(f"embedding {role}", len(columns[role]["camid"])) as progress:
+        with task(f"embedding {role}", len(own[role]["camid"])) as progress:
             features[role] = embed_split(
-                method, params, extra, columns[role], role, settings.batch_size, devices, settings.flip, progress
+                method, params, extra, own[role], role, settings.batch_size, devices, settings.flip, progress
             )
     query, gallery = dataset.query, dataset.gallery
     try:
@@ -76,6 +88,9 @@ def evaluate(
     # Both use the test set as a whole, so their figures must not pass for plain ones.
     for name in ("expansion", "rerank"):
         results["protocol"] += f"+{name}={settings[name]}" if settings[name] else ""
+    if selection and dataset.truth is not None:
+        maps = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
+        results["selection"] = score_maps(maps, columns["query"]["parts"])
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics)
@@ -93,6 +108,31 @@ def distances(method: Method, features: Mapping[str, Any], settings) -> Iterator
         k1, k2, share = settings.rerank.split(",")
         return rerank_blocks(method.distance, query, gallery, int(k1), int(k2), float(share))
     return blocks(method.distance, query, gallery)
+
+
+def inspect_split(
+    method: Method, params: Any, extra: Any, columns: Mapping[str, np.ndarray], batch_size: int, devices: Devices, task
+) -> dict[str, np.ndarray]:
+    """The maps of `Method.inspect` for every row of ``columns``: float32 or bool, [N, h, w] or [N, k, h, w], by name.
+
+    Nothing is run if the method has none.
+    """
+
+    def maps(params, extra, batch):
+        shown = method.inspect(params, extra, method.transform(batch))
+        whole = {name: values for name, values in shown.items() if values.ndim in (3, 4)}
+        floats = lambda values: jnp.issubdtype(values.dtype, jnp.inexact)  # noqa: E731
+        return {name: values.astype(jnp.float32) if floats(values) else values != 0 for name, values in whole.items()}
+
+    shardings = (devices.replicated, devices.replicated, devices.rows)
+    function = jax.jit(maps, in_shardings=shardings, out_shardings=devices.replicated)
+    total = len(columns["camid"])
+    raw = {name: jax.ShapeDtypeStruct((devices.count, *table.shape[1:]), table.dtype) for name, table in columns.items()}
+    raw |= {name: jax.ShapeDtypeStruct((devices.count,), dtype) for name, dtype in (("index", np.int32), ("valid", bool))}
+    if not jax.eval_shape(maps, params, extra, raw):
+        return {}
+    with task("inspecting query", total) as progress:
+        return run_pass(lambda batch: function(params, extra, batch), columns, batch_size, devices, progress)
 
 
 def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
+import io
 import math
 from collections.abc import Sequence
 
 import numpy as np
 from markupsafe import Markup, escape
+from PIL import Image
 
 SIZE = (340, 190)  # of the drawing, in its own units; the page scales it
 LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 36  # margins for axes and their labels
 POINTS = 160  # more do not show at this size
+WRITTEN = 8  # a matrix of up to so many rows has its values in its cells
+CELLS = 256  # rows of a matrix that are drawn; larger ones are made smaller
+POSITIVE, NEGATIVE, UNKNOWN = (217, 115, 26), (31, 111, 180), (138, 147, 156)  # readable on light and on dark
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -57,8 +63,10 @@ def line_chart(
     return drawing(parts, alt)
 
 
-def histogram(counts: Sequence[int], edges: Sequence[float], alt: str, x_label: str, mark: float | None = None) -> Markup:
-    """Bars between ``edges`` [len(counts) + 1] with an optional vertical line at ``mark``."""
+def histogram(
+    counts: Sequence[int], edges: Sequence[float], alt: str, x_label: str, mark: float | None = None, mark_text: str = ""
+) -> Markup:
+    """Bars between ``edges`` [len(counts) + 1] with an optional vertical line at ``mark``, by default called its mean."""
     frame = Frame(float(edges[0]), float(edges[-1]), 0.0, max(1.0, 1.08 * max(counts)))
     parts = [frame.axes(x_label)]
     for count, start, stop in zip(counts, edges[:-1], edges[1:], strict=True):
@@ -73,9 +81,55 @@ def histogram(counts: Sequence[int], edges: Sequence[float], alt: str, x_label: 
         parts.append(f'<line class="mark" x1="{x:.1f}" x2="{x:.1f}" y1="{TOP}" y2="{frame.y(0):.1f}"/>')
         parts.append(
             f'<text class="name" x="{x + (-5 if left else 5):.1f}" y="{TOP + 10}" text-anchor="{"end" if left else "start"}">'
-            f"mean {mark:.1f}</text>"
+            f"{escape(mark_text or f'mean {mark:.1f}')}</text>"
         )
     return drawing(parts, alt)
+
+
+def matrix_chart(values: np.ndarray, alt: str) -> Markup:
+    """A square matrix float [h, h] of values in -1 .. 1: row 1 on top, colours from blue over nothing to orange.
+
+    A colour is more opaque the farther its value is from 0, so 0 looks like the page in light and dark mode; values beyond the
+    scale have its end colours, and those that are not finite are grey.
+    """
+    count, side, top = len(values), 236, 4
+    left = (SIZE[0] - side) // 2 - 14
+    parts = [f'<image href="{coloured(values)}" x="{left}" y="{top}" width="{side}" height="{side}" preserveAspectRatio="none"/>']
+    parts.append(f'<rect class="frame" x="{left}" y="{top}" width="{side}" height="{side}"/>')
+    cell = side / count
+    numbers = range(1, count + 1) if count <= 16 else [int(tick) for tick in ticks(1, count, 4) if tick >= 1]
+    for number in numbers:
+        place = (number - 0.5) * cell
+        parts.append(f'<text x="{left - 5}" y="{top + place + 3.5:.1f}" text-anchor="end">{number}</text>')
+        parts.append(f'<text x="{left + place:.1f}" y="{top + side + 13}" text-anchor="middle">{number}</text>')
+    if count <= WRITTEN:
+        for (row, column), value in np.ndenumerate(values):
+            text = f"{value:.2f}".replace("-0.00", "0.00") if np.isfinite(value) else "-"
+            x, y = left + (column + 0.5) * cell, top + (row + 0.5) * cell + 3.5
+            parts.append(f'<text class="cell" x="{x:.1f}" y="{y:.1f}" text-anchor="middle">{text}</text>')
+    scale = left + side + 14
+    bar = coloured(np.linspace(1.0, -1.0, 101)[:, None])
+    parts.append(f'<image href="{bar}" x="{scale}" y="{top}" width="10" height="{side}" preserveAspectRatio="none"/>')
+    parts.append(f'<rect class="frame" x="{scale}" y="{top}" width="10" height="{side}"/>')
+    for value, y in ((1, top + 8), (0, top + side / 2 + 3.5), (-1, top + side)):
+        parts.append(f'<text x="{scale + 14}" y="{y}">{value}</text>')
+    return drawing(parts, alt, top + side + 18)
+
+
+def coloured(values: np.ndarray) -> str:
+    """Values float [h, w] in -1 .. 1 -> ``data:image/png;base64,...``, a pixel each; see `matrix_chart` for the colours."""
+    finite = np.isfinite(values)
+    level = np.clip(np.where(finite, values, 0.0), -1.0, 1.0).astype(np.float32)
+    colour = np.where((level >= 0)[..., None], POSITIVE, NEGATIVE)
+    colour = np.where(finite[..., None], colour, UNKNOWN)
+    opacity = np.where(finite, np.abs(level), 0.6)
+    pixels = np.concatenate([colour, np.rint(255 * opacity)[..., None]], axis=-1).astype(np.uint8)
+    image = Image.fromarray(pixels)
+    if max(image.size) > CELLS:
+        image = image.resize((min(image.width, CELLS), min(image.height, CELLS)), Image.Resampling.BOX)
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,8 +164,8 @@ class Frame:
         return "".join(parts)
 
 
-def drawing(parts: list[str], alt: str) -> Markup:
-    head = f'<svg viewBox="0 0 {SIZE[0]} {SIZE[1]}" role="img" aria-label="{escape(alt)}">'
+def drawing(parts: list[str], alt: str, height: int = SIZE[1]) -> Markup:
+    head = f'<svg viewBox="0 0 {SIZE[0]} {height}" role="img" aria-label="{escape(alt)}">'
     return Markup(head + "".join(parts) + "</svg>")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
@@ -94,7 +95,7 @@ def each_map(shown: dict[str, np.ndarray], place: int) -> Iterator[tuple[str, np
 
 
 def is_mask(values: np.ndarray) -> bool:
-    return not np.issubdtype(values.dtype, np.inexact)
+    return not jnp.issubdtype(values.dtype, jnp.inexact)  # numpy does not know bfloat16 for a float
 
 
 def overlay(picture: np.ndarray, values: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,22 +10,26 @@ import jax
 import jinja2
 
 from occreid_jax.files import read_json, write_text
-from occreid_jax.report import inspection, samples, summary
+from occreid_jax.report import illustrations, inspection, samples, summary
 from occreid_jax.train.setup import Setup
 
 
-def write_report(workdir: Path, setup: Setup, params: Any, extra: Any) -> Path:
+def write_report(workdir: Path, setup: Setup, params: Any, extra: Any, beside: Sequence[illustrations.Beside] = ()) -> Path:
     """Writes ``<workdir>/report/index.html``, one file that needs nothing else, and returns its path.
 
     Reads config.json, results.json, evaluation.npz and metrics.jsonl of the run folder; ``params`` and ``extra`` are those of
-    its last checkpoint. Call it in one process only. An old report stays until the new one is complete.
+    its last checkpoint. ``beside`` names other runs, each with a function that opens it, whose training batch is shown beside.
+    Also writes illustrations.json, see `illustrations.illustrate`. Call it in one process only. An old report stays until the
+    new one is complete.
 
-    Raises `UserError` if the evaluation is missing, damaged or not that of these parameters, or if the file cannot be written.
+    Raises `UserError` if the evaluation is missing, damaged or not that of these parameters, if a run beside cannot be shown, or
+    if the file cannot be written.
     """
     workdir = Path(workdir)
     params, extra = local(params), local(extra)
     results, evaluation = summary.read_results(workdir, setup, params, extra)
     config = setup.config
+    inside = illustrations.illustrate(workdir, setup, params, extra, beside)
     stored = read_json(workdir / "config.json")  # what trained: ``config`` may have been opened for another machine
     columns = {role: setup.columns(role, ("image",), config.data.test_filter)["image"] for role in ("query", "gallery")}
     groups = [
@@ -33,12 +38,14 @@ def write_report(workdir: Path, setup: Setup, params: Any, extra: Any) -> Path:
     ]
     cmc, histogram = summary.result_charts(evaluation)
     stage_names, stage_rows = summary.stage_settings(stored)
+    scores, scores_before = summary.scores(workdir, results)
     augmented_stage, augmented = samples.augmented(setup, extra, config.report.samples)
     page = template().render(
         facts=summary.facts(workdir, setup, results),
         results=results,
         headline=summary.headline(results),
-        scores=summary.scores(results),
+        scores=scores,
+        scores_before=scores_before,
         again=summary.run_again(stored),
         training=summary.training_charts(workdir),
         learning=summary.learning_chart(workdir),
@@ -46,6 +53,7 @@ def write_report(workdir: Path, setup: Setup, params: Any, extra: Any) -> Path:
         histogram=histogram,
         groups=groups,
         inspection=inspection.inspect(setup, params, extra),
+        inside=inside,
         augmented_stage=augmented_stage,
         augmented=augmented,
         settings=summary.settings(stored),

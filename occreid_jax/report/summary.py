@@ -23,6 +23,15 @@ from occreid_jax.train.setup import Setup
 
 PACKAGES = ("occreid_jax", "jax", "flax", "optax", "numpy")
 HEADINGS = {"mAP": "mAP", "rank1": "R-1", "rank5": "R-5", "rank10": "R-10", "mINP": "mINP", "untrained_mAP": "untrained mAP"}
+MEASURES = {
+    "auroc": "AUROC of person cells (chance: 0.5)",
+    "precision": "precision, %",
+    "recall": "recall, %",
+    "selected": "cells selected, %",
+    "random_precision": "precision of as many cells at random, %",
+    "random_recall": "recall of as many cells at random, %",
+    "person_cells": "cells that are person, %",
+}  # what the scores against ground truth are called
 UNSHOWN = ("report.", "loop.log_every")  # settings that the command to run again need not repeat
 
 
@@ -84,10 +93,20 @@ def headline(results: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(heading, "-" if results[name] is None else f"{results[name]:.1f}") for name, heading in HEADINGS.items()]
 
 
-def scores(results: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """``results["selection"]``, scores against ground truth, as (name, value)."""
-    flat = configuration.flatten(results.get("selection") or {})
-    return [(name, f"{value:.4g}" if isinstance(value, float) else str(value)) for name, value in flat.items()]
+def scores(workdir: Path, results: Mapping[str, Any]) -> tuple[list[tuple[str, str, str, str]], bool]:
+    """Scores against ground truth: rows (map, measure, value, value of untrained.json), and whether any of the last exists."""
+    path = workdir / "untrained.json"
+    untrained = (read_json(path).get("selection") or {}) if path.is_file() else {}
+    rows = [
+        (name, MEASURES.get(measure, measure), score(value), score(untrained.get(name, {}).get(measure)))
+        for name, measures in (results.get("selection") or {}).items()
+        for measure, value in measures.items()
+    ]
+    return rows, any(row[3] != "-" for row in rows)
+
+
+def score(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
 
 
 # Curves -------------------------------------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Trainer:
             with contextlib.closing(self.metrics):
                 while (position := self.plan.locate(int(current.step))) is not None:
                     current = self.run_stage(current, position)
-                evaluation = self.evaluate(current)
+                evaluation = self.evaluate(current, selection=True)
             self.checkpoints.wait()
             self.write_results(evaluation)
         self.state = current
@@ -151,7 +151,7 @@ class Trainer:
         count = sum(x.size for x in jax.tree.leaves(params))
         self.reporter.line(f"initialised {count / 1e6:.2f} M parameters in {time.monotonic() - started:.1f} s")
         if self.config.evaluation.untrained and self.plan.steps:
-            result = self.evaluate(current, record=False)
+            result = self.evaluate(current, record=False, selection=True)
             if distributed.is_lead():
                 write_json(self.workdir / "untrained.json", result.results)
             self.reporter.line(f"untrained: {result.summary}")
@@ -296,13 +296,15 @@ class Trainer:
         good = self.checkpoints.last_step()
         return f"the last good checkpoint is step {good}" if good else "there is no checkpoint yet"
 
-    def evaluate(self, current: TrainState, record: bool = True) -> Evaluation:
-        """Query and gallery under the dataset's protocol; keeps the best state beside the latest."""
-        inputs = self.method.evaluation_inputs
-        columns = {role: self.setup.columns(role, inputs, self.config.data.test_filter) for role in ("query", "gallery")}
+    def evaluate(self, current: TrainState, record: bool = True, selection: bool = False) -> Evaluation:
+        """Query and gallery under the dataset's protocol; keeps the best state beside the latest.
+
+        ``selection`` scores what the method attends to against ground truth as well, where there is any.
+        """
+        columns = self.setup.evaluation_columns(selection)
         result = evaluate(
             self.method, current.params, current.extra, self.setup.dataset, columns, self.config.evaluation, self.devices,
-            self.reporter.task,
+            self.reporter.task, selection,
         )  # fmt: skip
         if record:
             names = ("mAP", "rank1", "rank5", "rank10", "mINP")

@@ -64,6 +64,15 @@ class Setup:
                 columns[name] = self.opened[key]
         return columns
 
+    def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
+        """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, the queries' ``parts`` beside them
+        where the dataset has ground truth."""
+        inputs, resize_filter = tuple(self.method.evaluation_inputs), self.config.data.test_filter
+        columns = {role: self.columns(role, inputs, resize_filter) for role in ("query", "gallery")}
+        if selection and self.dataset.truth is not None:
+            columns["query"] |= self.columns("query", ("parts",), resize_filter)
+        return columns
+
     def open_table(self, role: str, name: str, resize_filter: str) -> np.ndarray:
         """Decodes a table, or opens the one that was decoded before."""
         split = getattr(self.dataset, role)

@@ -29,22 +29,26 @@ SIZES = {"train": 6, "query": 9, "gallery": 24}
 
 
 class ExampleMethod:
-    """Attention on the upper half, a mask of the left half, and a number; or nothing, and no stages."""
+    """Attention on the upper half, a mask of the left half, and a number; or nothing, and no stages.
+
+    With ``batch_shows``, one array of each kind that `illustrate` may return.
+    """
 
     evaluation_inputs = ("image",)
 
-    def __init__(self, maps: bool = True, stages: bool = True):
-        self.maps, self.has_stages = maps, stages
+    def __init__(self, maps: bool = True, stages: bool = True, batch_shows: bool = False):
+        self.maps, self.has_stages, self.batch_shows = maps, stages, batch_shows
 
     def stages(self) -> tuple[Stage, ...]:
         def augment(rng, batch):
             image = batch["image"].astype(jnp.float32) / 255.0
             return batch | {"image": (image - 0.5) / 0.5, "second_view": image[:, ::-1]}
 
-        return (Stage("main", 1, None, (), augment),) if self.has_stages else ()
+        sampler = ConfigDict({"name": "uniform", "batch_size": 4})
+        return (Stage("main", 1, sampler, (), augment),) if self.has_stages else ()
 
     def transform(self, batch):
-        return batch | {"image": batch["image"].astype(jnp.float32) / 255.0}
+        return batch | {"image": (batch["image"].astype(jnp.float32) / 255.0 - 0.5) / 0.5}
 
     def inspect(self, params, extra, batch):
         if not self.maps:
@@ -55,6 +59,18 @@ class ExampleMethod:
             "attention": attention,
             "selected": jnp.zeros((count, 4, 2), bool).at[:, :, 0].set(True),
             "score": jnp.full(count, 0.75) * params["scale"],
+        }
+
+
+    def illustrate(self, params, extra, batch, rng):
+        if not self.batch_shows:
+            return {}
+        image, scale = batch["image"], params["scale"]
+        visible = jnp.zeros_like(image) if "parts" not in batch else jnp.where(batch["parts"][..., None] > 0, image, 0.0)
+        return {
+            "whole, part": jnp.stack([image, visible], axis=1),
+            "correlation": scale * jnp.array([[1.0, 0.5, -0.1], [0.5, 1.0, 0.0], [-0.1, 0.0, 1.0]]),
+            "brightness": jnp.where(batch["index"] == batch["index"][0], jnp.nan, scale * image.mean(axis=(1, 2, 3))),
         }
 
 
@@ -71,19 +87,19 @@ def write_split(root: Path, role: str, count: int) -> Split:
     return Split(root, names, pids, camids)
 
 
-def write_truth(root: Path, split: Split) -> Path:
+def write_truth(root: Path, names: tuple[str, ...]) -> Path:
     """The person fills the upper half, its lowest eighth is covered."""
     parts = np.zeros((HEIGHT, WIDTH), np.uint8)
     parts[: HEIGHT // 2] = 4
     parts[HEIGHT * 3 // 8 : HEIGHT // 2] |= OCCLUDED
     lines = []
-    for row, name in enumerate(split.names):
+    for row, name in enumerate(names):
         path = (root / "truth" / name).with_suffix(".png")
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(parts).save(path)
         kind = ("none", "object", "person")[row % 3]
         folder, base = name.split("/")
-        lines.append(dict(folder=folder, name=base, pid=int(split.pids[row]), camid=int(split.camids[row]), occlusion=kind,
+        lines.append(dict(folder=folder, name=base, pid=int(base[:4]), camid=int(base[6]) - 1, occlusion=kind,
                           occluder="pole" if kind == "object" else "", covered_fraction=0.25, viewpoint="front"))  # fmt: skip
     with (root / "truth" / "index.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, lines[0])
@@ -94,12 +110,13 @@ def write_truth(root: Path, split: Split) -> Path:
 
 @pytest.fixture
 def make_run(tmp_path):
-    """make(maps, stages, truth) -> (workdir, setup, params, extra) of a finished run."""
+    """make(maps, stages, truth, ...) -> (workdir, setup, params, extra) of a finished run; all runs have the same pictures."""
 
-    def make(maps: bool = True, stages: bool = True, truth: bool = True):
-        root, workdir = tmp_path / "pictures", tmp_path / "run"
+    def make(maps=True, stages=True, truth=True, batch_shows=False, name: str = "run", scale: float = 1.0):
+        root, workdir = tmp_path / "pictures", tmp_path / name
         splits = {role: write_split(root, role, count) for role, count in SIZES.items()}
-        dataset = Dataset("example", "example/std@1", **splits, truth=write_truth(root, splits["query"]) if truth else None)
+        known = splits["query"].names + splits["train"].names
+        dataset = Dataset("example", "example/std@1", **splits, truth=write_truth(root, known) if truth else None)
         config = ConfigDict(
             {
                 "seed": 3,
@@ -110,7 +127,7 @@ def make_run(tmp_path):
                 "report": {"queries": 6, "samples": 3},
             }
         )  # fmt: skip
-        params, extra = {"scale": jnp.ones(())}, {}
+        params, extra = {"scale": jnp.full((), scale)}, {}
         distance = np.random.default_rng(0).random((SIZES["query"], SIZES["gallery"]))
         query, gallery = dataset.query, dataset.gallery
         metrics = rank_metrics(distance, query.pids, gallery.pids, query.camids, gallery.camids, keep_ranked=20)
@@ -123,7 +140,8 @@ def make_run(tmp_path):
         lines += [{"step": step, "evaluation/mAP": 10.0 * step, "evaluation/rank1": 20.0} for step in (2, 3)]
         (workdir / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines if stages))
         meta = Meta(identities=3, cameras=2, image_size=(HEIGHT, WIDTH), images=SIZES["train"])
-        setup = Setup(config, Reporter(quiet=True), distributed.devices(1), dataset, meta, ExampleMethod(maps, stages))
+        method = ExampleMethod(maps, stages, batch_shows)
+        setup = Setup(config, Reporter(quiet=True), distributed.devices(1), dataset, meta, method)
         return workdir, setup, jax.device_put(params), extra
 
     return make

@@ -17,6 +17,7 @@ from PIL import Image
 
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.metrics import JUNK
+from occreid_jax.files import read_json, write_json
 from occreid_jax.report import write_report
 from occreid_jax.report.samples import RANKS, WORDS, choose_queries
 from occreid_jax.train.records import read_evaluation
@@ -27,7 +28,7 @@ SECTIONS = ("results", "curves", "rankings", "attention", "samples", "config")
 class Page(HTMLParser):
     """All tags in order, with a check that they nest."""
 
-    EMPTY = {"meta", "img", "br", "line", "circle", "rect", "polyline"}
+    EMPTY = {"meta", "img", "br", "line", "circle", "rect", "polyline", "image"}
 
     def __init__(self, text: str):
         super().__init__()
@@ -146,6 +147,20 @@ def test_method_without_stages(make_run):
     assert "no training metrics" in section(text, "curves")
     assert "None to show" in section(text, "samples")
     Page(text)
+
+
+def test_scores_against_the_truth_stand_beside_those_of_the_untrained_network(make_run):
+    workdir, setup, params, extra = make_run()
+    results = read_json(workdir / "results.json")
+    results["selection"] = {"attention": {"auroc": 0.8125, "person_cells": 37.5}, "selected": {"precision": None}}
+    write_json(workdir / "results.json", results)
+    rows = lambda text: re.findall(r"<tr><td>(.*?)</td><td class=\"words\">(.*?)</td><td>(.*)</td></tr>", text)  # noqa: E731
+    plain = section(write_report(workdir, setup, params, extra).read_text(encoding="utf-8"), "results")
+    assert [(name, value) for name, _, value in rows(plain)] == [("attention", "0.8125"), ("", "37.5"), ("selected", "-")]
+    assert "<th>untrained</th>" not in plain
+    write_json(workdir / "untrained.json", results | {"selection": {"attention": {"auroc": 0.5, "person_cells": 37.5}}})
+    both = section(write_report(workdir, setup, params, extra).read_text(encoding="utf-8"), "results")
+    assert [value for _, _, value in rows(both)] == ["0.8125</td><td>0.5", "37.5</td><td>37.5", "-</td><td>-"]
 
 
 def test_every_view_of_an_augmented_batch_is_shown(make_run):

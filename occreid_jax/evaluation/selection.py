@@ -1,0 +1,108 @@
+"""What a method attends to or selects, scored against the visible person that the renderer knows. Numpy only.
+
+Maps are told apart by shape and type, as in the report: float maps are scores of cells, bool or integer maps choose cells;
+[N, h, w] is one map per picture, [N, k, h, w] are several, numbered from 1. A cell is a box of the h x w grid over the picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from occreid_jax.parts import visible_person
+
+BLOCK = 64  # pictures of labels looked at at once
+
+
+def score_maps(maps: Mapping[str, np.ndarray], parts: np.ndarray) -> dict[str, dict[str, Any]]:
+    """`score_map` of every map against the visible person in ``parts`` uint8 [N, H, W]: map name -> scores."""
+    grids: dict[tuple[int, int], np.ndarray] = {}
+    scores = {}
+    for name, values in each_map(maps):
+        grid = values.shape[1:]
+        if grid not in grids:
+            grids[grid] = person_cells(parts, grid)
+        scores[name] = score_map(values, grids[grid])
+    return scores
+
+
+def each_map(maps: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
+    """(name, map [N, h, w]) of every map; several under one name are numbered from 1."""
+    for name, values in maps.items():
+        if values.ndim == 3:
+            yield name, values
+        else:
+            for number in range(values.shape[1]):
+                yield f"{name} {number + 1}", values[:, number]
+
+
+def score_map(values: np.ndarray, person: np.ndarray) -> dict[str, Any]:
+    """Scores of one map [N, h, w] against ``person`` bool [N, h, w], over the cells of all pictures together.
+
+    A float map gives ``auroc`` (0 .. 1). A bool or integer map gives, in percent, ``precision`` and ``recall`` of its cells that
+    are not 0, the share ``selected``, and what choosing as many cells of every picture at random reaches on average:
+    ``random_precision``, ``random_recall``. Both give ``person_cells``, the percentage of cells that are person. A value that
+    does not exist (no cell chosen, no person, NaN in the map) is None.
+    """
+    person = person.astype(bool)
+    if np.issubdtype(values.dtype, np.floating):
+        area = auroc(values, person)
+        scores = {"auroc": None if area is None else round(area, 4)}
+    else:
+        chosen = (values != 0).reshape(len(values), -1)
+        truth = person.reshape(len(person), -1)
+        counts, persons, cells = chosen.sum(axis=1), truth.sum(axis=1), max(1, truth.shape[1])
+        hits, hits_by_chance = int((chosen & truth).sum()), float((counts * persons).sum()) / cells
+        scores = {
+            "precision": percent(hits, int(counts.sum())),
+            "recall": percent(hits, int(persons.sum())),
+            "selected": percent(int(counts.sum()), chosen.size),
+            "random_precision": percent(hits_by_chance, int(counts.sum())),
+            "random_recall": percent(hits_by_chance, int(persons.sum())),
+        }
+    return scores | {"person_cells": percent(int(person.sum()), person.size)}
+
+
+def percent(part: float, whole: int) -> float | None:
+    return round(100.0 * part / whole, 2) if whole else None
+
+
+def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """How often a positive scores higher than a negative, over all pairs of both, with half for a tie.
+
+    ``scores`` float [...], ``positive`` bool [...]. Exact: the pairs are counted as integers. None if there is no pair or a score
+    is NaN.
+    """
+    scores, positive = np.ravel(scores), np.ravel(positive)
+    positives = int(positive.sum())
+    pairs = positives * (positive.size - positives)
+    if not pairs or np.isnan(scores).any():
+        return None
+    values, place = np.unique(scores, return_inverse=True)
+    above = np.bincount(place[positive], minlength=len(values)).astype(np.int64)
+    below = np.bincount(place[~positive], minlength=len(values)).astype(np.int64)
+    lower = np.cumsum(below) - below  # negatives with a smaller score
+    return int((above * (2 * lower + below)).sum()) / (2 * pairs)
+
+
+def person_cells(parts: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """bool [N, h, w]: cells of which the visible person fills at least half. ``parts`` uint8 [N, H, W], ``grid`` (h, w).
+
+    Pixels that a cell's border cuts count with the part that lies inside. Areas are counted as integers, so a half is a half.
+    """
+    height, width = parts.shape[1:]
+    rows, columns = overlaps(height, grid[0]), overlaps(width, grid[1])
+    result = np.empty((len(parts), *grid), bool)
+    for start in range(0, len(parts), BLOCK):
+        visible = visible_person(np.asarray(parts[start : start + BLOCK])).astype(np.float64)
+        result[start : start + BLOCK] = 2 * (rows @ visible @ columns.T) >= height * width
+    return result
+
+
+def overlaps(pixels: int, cells: int) -> np.ndarray:
+    """float64 [cells, pixels]: how much of every pixel a cell covers along one side, in units of a pixel's ``cells``-th part."""
+    cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels) * cells
+    shared = np.minimum(cell + pixels, pixel + cells) - np.maximum(cell, pixel)
+    return np.maximum(shared, 0).astype(np.float64)

@@ -1,0 +1,160 @@
+"""Scores of maps against the visible person: by brute force, by hand, by simulation, and through an evaluation."""
+
+import itertools
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from occreid_jax import distributed
+from occreid_jax.evaluation import selection
+from occreid_jax.evaluation.evaluate import evaluate
+from occreid_jax.parts import OCCLUDED
+from occreid_jax.types import Dataset, Split
+
+RNG = np.random.default_rng(5)
+
+
+def brute_force(scores: np.ndarray, positive: np.ndarray) -> float:
+    pairs = list(itertools.product(scores[positive], scores[~positive]))
+    return sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs) / len(pairs)
+
+
+@pytest.mark.parametrize("levels", [2, 5, 1000])
+def test_auroc_counts_pairs_and_half_of_the_ties(levels):
+    scores = RNG.integers(0, levels, (4, 6, 3)).astype(np.float32) - 1
+    positive = RNG.random((4, 6, 3)) < 0.3
+    assert selection.auroc(scores, positive) == pytest.approx(brute_force(scores, positive), abs=1e-15)
+
+
+def test_auroc_without_pairs_or_with_nan():
+    scores = np.arange(6, dtype=np.float32)
+    assert selection.auroc(scores, scores > 2) == 1.0 and selection.auroc(scores, scores < 3) == 0.0
+    assert selection.auroc(np.zeros(6, np.float32), scores > 2) == 0.5
+    assert selection.auroc(scores, np.ones(6, bool)) is None and selection.auroc(scores, np.zeros(6, bool)) is None
+    assert selection.auroc(np.where(scores == 1, np.nan, scores), scores > 2) is None
+
+
+def test_masks_by_hand():
+    person = np.zeros((2, 2, 2), bool)
+    person[0, 0] = True  # two of four cells
+    person[1, 0, 0] = True  # one of four
+    mask = np.array([[[1, 0], [1, 0]], [[0, 0], [0, 1]]])  # one of two right; the only one wrong
+    assert selection.score_map(mask, person) == {
+        "precision": 33.33, "recall": 33.33, "selected": 37.5,
+        # two of the first picture's cells hold 2 * 2 / 4 persons, one of the second's 1 * 1 / 4: 1.25 of 3
+        "random_precision": 41.67, "random_recall": 41.67, "person_cells": 37.5,
+    }  # fmt: skip
+
+
+def test_a_random_selection_is_what_it_says():
+    person = RNG.random((5, 4, 3)) < np.array([0.1, 0.3, 0.5, 0.7, 0.9])[:, None, None]
+    mask = RNG.random((5, 4, 3)) < np.array([0.9, 0.2, 0.5, 0.4, 0.6])[:, None, None]
+    got = selection.score_map(mask, person)
+    hits = []
+    for _ in range(4000):
+        shuffled = RNG.permuted(mask.reshape(5, -1), axis=1).reshape(mask.shape)
+        hits.append((shuffled & person).sum())
+    assert got["random_precision"] == pytest.approx(100 * np.mean(hits) / mask.sum(), abs=0.5)
+    assert got["random_recall"] == pytest.approx(100 * np.mean(hits) / person.sum(), abs=0.5)
+
+
+def test_pictures_that_are_all_person_or_none_and_empty_selections():
+    every, none = np.ones((1, 2, 2), bool), np.zeros((1, 2, 2), bool)
+    got = selection.score_map(none, every)
+    assert got["precision"] is None and got["random_precision"] is None and got["recall"] == 0 and got["selected"] == 0
+    got = selection.score_map(every, none)
+    assert got["recall"] is None and got["random_recall"] is None and got["precision"] == 0 and got["person_cells"] == 0
+    got = selection.score_map(every, every)
+    assert got["precision"] == got["random_precision"] == got["recall"] == got["random_recall"] == 100
+    # such pictures count where others are there as well
+    both = selection.score_map(np.concatenate([every, none, none]), np.concatenate([every, none, every]))
+    assert both["precision"] == 100 and both["recall"] == 50 and both["selected"] == 33.33
+    assert selection.score_map(RNG.random((1, 2, 2)), every) == {"auroc": None, "person_cells": 100.0}
+
+
+def test_a_cell_is_person_from_half_of_its_pixels_on():
+    parts = np.zeros((1, 8, 4), np.uint8)
+    parts[0, :2, :2] = 3  # the whole first cell
+    parts[0, 2:3, :2] = 1  # half of the second
+    parts[0, 4, 0] = 1  # a quarter of the third
+    parts[0, 6:, :2] = 4 | OCCLUDED  # covered
+    parts[0, :, 3] = OCCLUDED  # an occluder over the background
+    assert np.array_equal(selection.person_cells(parts, (4, 2))[0], [[1, 0], [1, 0], [0, 0], [0, 0]])
+
+
+def test_cells_whose_borders_cut_pixels():
+    parts = (RNG.random((3, 7, 5)) < 0.5).astype(np.uint8)
+    fine = np.repeat(np.repeat(parts, 3, axis=1), 2, axis=2)  # every pixel in 3 x 2 pieces: a 3 x 2 grid fits
+    expected = fine.reshape(3, 3, 7, 2, 5).sum(axis=(2, 4)) * 2 >= 35
+    assert np.array_equal(selection.person_cells(parts, (3, 2)), expected)
+
+
+def test_several_maps_are_numbered_from_one():
+    parts = (RNG.random((70, 8, 4)) < 0.5).astype(np.uint8)
+    maps = {"heads": RNG.random((70, 2, 4, 2)), "mask": RNG.random((70, 2, 2)) < 0.5}
+    scores = selection.score_maps(maps, parts)
+    assert list(scores) == ["heads 1", "heads 2", "mask"]
+    assert scores["heads 2"] == selection.score_map(maps["heads"][:, 1], selection.person_cells(parts, (4, 2)))
+
+
+class Stub:
+    """Mean brightness as feature; its map is the picture's redness, a mask and a number stand beside it."""
+
+    evaluation_inputs = ("image",)
+
+    def __init__(self, maps: bool):
+        self.maps, self.shapes = maps, set()
+
+    def transform(self, batch):
+        return batch | {"image": batch["image"].astype(jnp.float32)}
+
+    def embed(self, params, extra, batch, role):
+        assert "parts" not in batch
+        return batch["image"].mean(axis=(1, 2)) * params
+
+    def distance(self, query, gallery):
+        return jnp.abs(query[:, None] - gallery[None]).sum(axis=-1)
+
+    def inspect(self, params, extra, batch):
+        assert "parts" not in batch
+        self.shapes.add(batch["image"].shape[0])
+        red = batch["image"][..., 0].astype(jnp.bfloat16)
+        return {"number": red.mean(axis=(1, 2))} | ({"red": red, "some": red > 100} if self.maps else {})
+
+
+@pytest.mark.parametrize("devices", [1, 2])
+def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
+    images = RNG.integers(0, 256, (14, 4, 2, 3), np.uint8)
+    parts = (RNG.random((5, 4, 2)) < 0.4).astype(np.uint8)
+    rows = np.arange(14)
+    pids, camids = (rows % 3).astype(np.int32) + 1, (rows >= 5).astype(np.int32)
+    part = lambda rows: Split(tmp_path, tuple(f"query/{row}.jpg" for row in rows), pids[rows], camids[rows])  # noqa: E731
+    query, gallery = part(rows[:5]), part(rows[5:])
+    lines = [f"query,{row}.jpg,{pids[row]},{camids[row]},none,,0.0,front" for row in range(5)]
+    header = "folder,name,pid,camid,occlusion,occluder,covered_fraction,viewpoint"
+    (tmp_path / "index.csv").write_text("\n".join([header, *lines]))
+    dataset = Dataset("example", "example/std@1", gallery, query, gallery, truth=tmp_path)
+    settings = ConfigDict({"batch_size": 2, "flip": False, "rerank": "", "expansion": ""})
+    columns = {"query": {"camid": query.camids, "image": images[:5], "parts": parts},
+               "gallery": {"camid": gallery.camids, "image": images[5:]}}  # fmt: skip
+
+    def run(maps: bool = True, scored: bool = True):
+        method = Stub(maps)
+        found = evaluate(method, jnp.ones(()), {}, dataset, columns, settings, distributed.devices(devices), selection=scored)
+        return method, found.results
+
+    method, results = run()
+    person = parts > 0
+    red = jnp.asarray(images[:5, ..., 0]).astype(jnp.bfloat16).astype(jnp.float32)
+    assert results["selection"] == {
+        "red": selection.score_map(np.asarray(red), person),
+        "some": selection.score_map(np.asarray(red) > 100, person),
+    }
+    assert results["selection"]["red"]["auroc"] == round(brute_force(np.asarray(red), person), 4)
+    method, plain = run(scored=False)
+    assert plain["selection"] == {} and not method.shapes
+    assert {**plain, "seconds": 0, "selection": results["selection"]} == {**results, "seconds": 0}
+    method, nothing = run(maps=False)
+    assert nothing["selection"] == {} and method.shapes == {devices}  # looked at in the abstract, never run
