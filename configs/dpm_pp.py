@@ -136,6 +136,7 @@ def get_config(arg: str = ""):
             top_share=0.1,
             exclude_same_identity=False,
             least_area=0,  # patches that a partner's mask must have
+            hole_of="partner",  # whose salient patches the image is shown through: partner | target
             fallback="none",  # none | first (the official code takes the best pair at any score)
             ignore_identity=True,  # the partner's identity counts in no cross entropy
             ignore_negatives="symmetric",  # nor as a negative: symmetric | anchor | none

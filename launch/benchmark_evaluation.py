@@ -12,6 +12,11 @@ queries and gallery, as is usual. Three of them exist at a time, 4.5 GB at Marke
     python launch/benchmark_evaluation.py --rerank --size=quarter
     python launch/benchmark_evaluation.py --rerank=50,15,0.3 --size=market --noreference
 
+With ``--masked`` every query has a mask through which it sees the whole gallery (DPM++), the distances are those of that method,
+and the plain evaluation stands beside it instead of numpy's; a sample of the distances is compared with the direct formula::
+
+    python launch/benchmark_evaluation.py --masked --size=market
+
 Printed: wall seconds (compilation included), CPU seconds of all threads, and the peak memory beyond what the process held once
 imports were done and the features were made. The load average tells how busy the machine was before.
 """
@@ -35,6 +40,7 @@ SIZES = {
     "small": (200, 1_000, 100, 50, 6),
 }
 REFERENCE_ROWS = 256  # queries per block of the numpy evaluation
+SAMPLE = 16, 400  # queries and gallery images whose masked distances are compared with the direct formula
 
 
 def make_features(size: str, dim: int, separation: float, seed: int = 0) -> dict[str, np.ndarray]:
@@ -132,8 +138,12 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
     labels = data["query_pids"], data["gallery_pids"], data["query_camids"], data["gallery_camids"]
     features = data["query"], data["gallery"]
     settings = PRESETS.get(arguments.rerank)
+    if kind == "masked":
+        distance, masked = masked_distance(), with_masks(features)
 
     def our_blocks():
+        if kind == "masked":
+            return evaluation.blocks(distance, *masked, arguments.block_rows)
         if settings:
             return rerank_blocks(evaluation.euclidean, *features, **settings, block_rows=arguments.block_rows)
         return evaluation.blocks(evaluation.euclidean, *features, arguments.block_rows)
@@ -149,7 +159,7 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
         return numpy_blocks(*features)
 
     before, wall, cpu = peak_megabytes(), time.perf_counter(), time.process_time()
-    if kind == "evaluation":
+    if kind in ("evaluation", "masked"):
         numbers = from_result(evaluation.rank_metrics_blocks(our_blocks(), *labels))
     else:
         numbers = reference_metrics(their_blocks(), *labels)
@@ -163,7 +173,40 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
     if kind == "reference":  # the same distances through both evaluations must give the same numbers; after the clock has stopped
         again = from_result(evaluation.rank_metrics_blocks(their_blocks(), *labels))
         figures["identical"] = all(np.array_equal(ours, theirs) for ours, theirs in zip(again, numbers, strict=True))
+    if kind == "masked":
+        figures["difference"] = direct_difference(distance, *masked)
     connection.send(figures)
+
+
+def masked_distance():
+    """The distance of DPM++."""
+    import command  # noqa: F401  it puts the checkout, and with it the configs, on the path
+
+    from configs import dpm_pp
+    from occreid_jax import methods
+    from occreid_jax.types import Meta
+
+    config = dpm_pp.get_config("backbone=micro,text=false,row=dpm_hmg_hem")
+    return methods.create(config, Meta(identities=2, cameras=2, image_size=(64, 32), images=2)).distance
+
+
+def with_masks(features: tuple[np.ndarray, np.ndarray]) -> tuple[dict, dict]:
+    """Query and gallery features as DPM++ gives them, with random masks of the queries between 0 and 1."""
+    query, gallery = features
+    masks = np.random.default_rng(1).random(query.shape, dtype=np.float32)
+    return {"feature": query, "mask": masks}, {"feature": gallery}
+
+
+def direct_difference(distance, query: dict, gallery: dict) -> float:
+    """Largest difference, on a sample, from the formula with one masked gallery per query in float64."""
+    rows, columns = (np.linspace(0, len(side["feature"]) - 1, count).astype(int)
+                     for side, count in zip((query, gallery), SAMPLE, strict=True))  # fmt: skip
+    part = {name: values[rows] for name, values in query.items()}, {name: values[columns] for name, values in gallery.items()}
+    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    feature, mask, other = (x.astype(np.float64) for x in (part[0]["feature"], part[0]["mask"], part[1]["feature"]))
+    seen = unit(mask[:, None] * unit(other)[None])
+    direct = 2 - 2 * np.einsum("qd,qgd->qg", unit(feature), seen)
+    return float(np.abs(np.asarray(distance(*part)) - direct).max())
 
 
 def from_result(result) -> tuple[np.ndarray, ...]:
@@ -213,6 +256,7 @@ def main() -> None:
         choices=["20,6,0.3", "50,15,0.3"],
         help="re-rank first, with these k1, k2 and lambda (default 20,6,0.3)",
     )
+    parser.add_argument("--masked", action="store_true", help="the gallery seen through a mask of every query, beside plain")
     parser.add_argument("--reference", action="store_true", default=True, help="run the numpy evaluation too (default)")
     parser.add_argument("--noreference", dest="reference", action="store_false", help="leave the numpy evaluation out")
     arguments = parser.parse_args()
@@ -221,8 +265,15 @@ def main() -> None:
     if arguments.rerank:
         print(f"k-reciprocal re-ranking, k1, k2, lambda = {arguments.rerank}")
     print("load average {:.2f} {:.2f} {:.2f}".format(*os.getloadavg()), flush=True)
+    if arguments.masked and arguments.rerank:
+        parser.error("--masked and --rerank are measured apart; give one of them")
     ours = run("evaluation", arguments)
-    if arguments.reference:
+    if arguments.masked:
+        masked = run("masked", arguments)
+        ratios = [f"{name} {masked[name] / ours[name]:.2f}" for name in ("wall", "cpu", "megabytes")]
+        print(f"masked to plain: {', '.join(ratios)}")
+        print(f"{SAMPLE[0]} x {SAMPLE[1]} distances beside the direct formula: largest difference {masked['difference']:.1e}")
+    elif arguments.reference:
         theirs = run("reference", arguments)
         print(f"same distances through both: {'all numbers identical' if theirs['identical'] else 'NUMBERS DIFFER'}")
         names = ("CMC", "AP", "INP")

@@ -5,14 +5,16 @@
     python launch/port_weights.py --source=ViT-B-16.pt --out=weights/clip_vit_b16
     python launch/port_weights.py --source=openai/clip-vit-base-patch16 --out=weights/clip_vit_b16_256x128 --grid=16x8
     python launch/port_weights.py --source=vit_transreid_duke.pth --out=weights/transreid_duke
+    python launch/port_weights.py --source=dpm/transformer_150.pth --out=weights/dpm_duke
     python launch/port_weights.py --source=runs/transreid-market1501 --to=pytorch --out=exported
 
 The source is a file (.safetensors, .pth, .pt, .bin, .tar, .npz), a folder with one in it, or the id of a model on the Hugging
 Face hub; known are ImageNet encoders (timm, DeiT, Hugging Face, Google), CLIP with its text tower (OpenAI's archives, which are
-read and not executed, open_clip, Hugging Face) or without (timm), and the checkpoints of TransReID, of its ViT baseline and of
-CLIP-ReID. Writes weights.safetensors, which config.init.weights takes if the method's network is of that kind, and port.json,
-the table that is printed here. Positions keep their grid and are resized when the weights are loaded, unless --grid asks for
-another one at once: of an encoder, of CLIP's image ViT, or of the attention pool of CLIP's ResNet.
+read and not executed, open_clip, Hugging Face) or without (timm), and the checkpoints of TransReID, of its ViT baseline, of
+CLIP-ReID, of DPM and of both networks of SPT. Writes weights.safetensors, which config.init.weights takes if the method's network
+is of that kind, and port.json, the table that is printed here. SPT's selection network is a part of a model: named after other
+weights, with a comma between, it replaces that network alone. Positions keep their grid and are resized when the weights are
+loaded, unless --grid asks for another one at once: of an encoder, of CLIP's image ViT, or of the attention pool of CLIP's ResNet.
 
 With --to=pytorch the source is a folder or file that this command wrote, or the run folder of a training; model.safetensors
 and model.pth are written. They lack num_batches_tracked and what no forward pass reads; the official loaders keep their own.

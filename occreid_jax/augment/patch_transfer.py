@@ -14,6 +14,7 @@ import jax.numpy as jnp
 Array = jax.Array
 PARTNERS = ("best", "official", "random")
 FALLBACKS = ("none", "first")
+HOLES = ("partner", "target")
 COMPARED = ("unrolled", "rolled")
 EMPTY = -1.0  # the score of a candidate whose mask is empty: never chosen
 SMALL = 1e-4  # random amount that breaks ties: many candidates have the score 1
@@ -123,13 +124,16 @@ def choose_partners(
     return Transfer(partner, used & (partner != jnp.arange(count)))
 
 
-def recombine(tokens: Array, masks: Array, partner: Array) -> Array:
+def recombine(tokens: Array, masks: Array, partner: Array, hole_of: str = "partner") -> Array:
     """Tokens float [B, N, D] of recombined images (Eq. 7): image i where its partner's mask [B, N] is 1, the partner elsewhere.
 
-    ``partner`` int32 [B]; an image that is its own partner stays exactly as it is. Works for anything with the patch as its
-    second axis, such as masks [B, N, 1].
+    ``partner`` int32 [B]; an image that is its own partner stays exactly as it is. The paper lost the symbol of the mask; the
+    official code has the "partner"'s, the one direction that fits OIoU's denominator, and ``hole_of="target"`` takes the
+    image's own. Works for anything with the patch as its second axis, such as masks [B, N, 1].
     """
-    hole = masks[partner].astype(tokens.dtype)[..., None]
+    if hole_of not in HOLES:
+        raise ValueError(f"unknown hole_of '{hole_of}'; it must be one of {', '.join(HOLES)}")
+    hole = (masks[partner] if hole_of == "partner" else masks).astype(tokens.dtype)[..., None]
     changed = hole * tokens + (1 - hole) * tokens[partner]
     own = (partner == jnp.arange(len(partner))).reshape(-1, *[1] * (tokens.ndim - 1))
     return jnp.where(own, tokens, changed)

@@ -86,11 +86,10 @@ class DPMPP(PromptLearning):
             )
         if self.in_text_space and not (settings.text and settings.mask):
             raise UserError("config.method.mask_space=text masks the text prototypes; it needs text=true and mask=true")
-        if settings.transfer.ignore_negatives not in IGNORED:
-            raise UserError(
-                f"config.method.transfer.ignore_negatives is '{settings.transfer.ignore_negatives}'; it must be one of "
-                f"{', '.join(IGNORED)}"
-            )
+        for key, choices in (("ignore_negatives", IGNORED), ("hole_of", patch_transfer.HOLES)):
+            if settings.transfer[key] not in choices:
+                value = settings.transfer[key]
+                raise UserError(f"config.method.transfer.{key} is '{value}'; it must be one of {', '.join(choices)}")
         self.visual = self.encoder(settings.stride, cameras=meta.cameras if settings.camera else 0)
         if settings.text:
             self.set_prompts(settings.backbone.removeprefix(CLIP))
@@ -207,7 +206,7 @@ class DPMPP(PromptLearning):
         variables, train = {"params": params["visual"]}, rng is not None
         patches = visual.apply(variables, batch["image"], method="embed_patches")
         if partner is not None:
-            patches = patch_transfer.recombine(patches, salient, partner)
+            patches = patch_transfer.recombine(patches, salient, partner, self.settings.transfer.hole_of)
         out = visual.apply(
             variables, patches, batch["camid"], train, True, method="from_patches", rngs={"dropout": rng} if train else None
         )
@@ -238,7 +237,7 @@ class DPMPP(PromptLearning):
 
     def partners(self, rng: Array, salient: Array, labels: Array, **changes) -> Transfer:
         """`patch_transfer.choose_partners` with the settings of ``config.method.transfer``."""
-        own = ("on", "ignore_identity", "ignore_negatives")
+        own = ("on", "hole_of", "ignore_identity", "ignore_negatives")
         settings = {key: value for key, value in self.settings.transfer.items() if key not in own} | changes
         return patch_transfer.choose_partners(rng, salient, self.visual.grid, labels, **settings)
 
@@ -394,18 +393,20 @@ class DPMPP(PromptLearning):
         rows, columns = (jnp.arange(side) * cells // side for side, cells in zip(image.shape[1:3], grid, strict=True))
         pixels = salient.reshape(-1, *grid)[:, rows][:, :, columns].reshape(len(image), -1)
         flat = image.reshape(len(image), -1, image.shape[-1])
-        made = patch_transfer.recombine(flat, pixels, transfer.partner).reshape(image.shape)
-        hole = (flat * pixels[..., None]).reshape(image.shape)
+        hole_of = self.settings.transfer.hole_of
+        made = patch_transfer.recombine(flat, pixels, transfer.partner, hole_of).reshape(image.shape)
+        salient_only = (flat * pixels[..., None]).reshape(image.shape)
         first = jnp.argsort(~transfer.used)[:8]
-        panels = (image, image[transfer.partner], hole[transfer.partner], made)
+        panels = (image, image[transfer.partner], salient_only[transfer.partner], made)
         shown["target, partner, salient patches of the partner, new sample"] = jnp.stack([x[first] for x in panels], axis=1)
         if "parts" in batch:
             person = visible_person(batch["parts"]).astype(jnp.float32)
             person = jax.image.resize(person, (len(person), *grid), "linear").reshape(len(person), -1)
             lost = lambda holes: 1 - jnp.sum(holes * person, -1) / jnp.maximum(jnp.sum(person, -1), 1e-6)  # noqa: E731
             random = jax.random.permutation(key_random, salient, axis=1, independent=True)
-            shown["covered share of the person"] = used * lost(salient[transfer.partner])
-            shown["covered share, random patches"] = used * lost(random[transfer.partner])
+            holes = transfer.partner if hole_of == "partner" else jnp.arange(len(image))
+            shown["covered share of the person"] = used * lost(salient[holes])
+            shown["covered share, random patches"] = used * lost(random[holes])
         return shown
 
     def forward_flops(self) -> float:

@@ -32,6 +32,13 @@ KINDS = {
     "CLIP-ReID": "occreid_jax.numerics.clip_reid:CLIP_REID",
     "CLIP text tower": "occreid_jax.numerics.clip_text:CLIP_TEXT",
     "positions": "occreid_jax.numerics.encoders:POSITIONS",
+    "DPM heads": "occreid_jax.numerics.dpm:HEADS",
+    "masked matching": "occreid_jax.numerics.dpm:MATCHING",
+    "DPM": "occreid_jax.numerics.dpm:DPM",
+    "SPT losses": "occreid_jax.numerics.spt:LOSSES",
+    "SPT selection": "occreid_jax.numerics.spt:SELECTION",
+    "SPT saliency": "occreid_jax.numerics.spt:SALIENCY",
+    "SPT re-identification": "occreid_jax.numerics.spt:REIDENTIFICATION",
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +113,8 @@ def compare_features(config: Any, ported: Ported, stored: TorchFeatures, images:
     features have another length.
     """
     about = ported.description
+    if ported.kind == "part":
+        raise UserError(f"these weights ({ported.family}) are a part of a model, which alone gives no features to compare")
     if about.cameras and stored.camids is None:
         raise UserError(f"this model has vectors for {about.cameras} cameras; store 'camids' beside the features")
     if about.cameras and stored.camids.max() >= about.cameras:
@@ -128,7 +130,8 @@ def compare_features(config: Any, ported: Ported, stored: TorchFeatures, images:
     }
     devices = distributed.devices(1)
     with jax.default_matmul_precision("highest"):
-        own = np.asarray(embed_split(method, params, extra, columns, "query", min(32, len(images)), devices, False, task))
+        own = embed_split(method, params, extra, columns, "query", min(32, len(images)), devices, False, task)
+    own = np.asarray(own["feature"] if isinstance(own, Mapping) else own)  # a mask stands beside it in some methods
     if own.shape != stored.features.shape:
         raise UserError(f"the stored features have {stored.features.shape[1]} dimensions, this method's {own.shape[1]}")
     return agreement(own, stored)

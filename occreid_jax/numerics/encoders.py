@@ -115,7 +115,8 @@ def known_names(file: ReferenceFile) -> bool:
 
 
 def recognises(file: ReferenceFile) -> bool:
-    return "eval.feat_before" in file.outputs and known_names(file)
+    # SPT's re-identification network has the same weights, and partners for its patches.
+    return "eval.feat_before" in file.outputs and "slabel" not in file.inputs and known_names(file)
 
 
 def compare(file: ReferenceFile) -> Iterator[Comparison]:

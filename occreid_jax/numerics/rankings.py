@@ -86,6 +86,10 @@ def float16_effect(features: np.ndarray, query_count: int, k1: int, k2: int, lam
 
 
 def labels(file: ReferenceFile) -> list[np.ndarray]:
+    """Identities of queries and gallery, then cameras; stored as four inputs, or as two with the gallery behind the queries."""
+    if "pid" in file.inputs:
+        count = int(file.config["num_query"])
+        return [part for name in ("pid", "cam") for part in (file.input(name)[:count], file.input(name)[count:])]
     return [file.input(name) for name in ("q_pid", "g_pid", "q_cam", "g_cam")]
 
 

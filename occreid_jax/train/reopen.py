@@ -57,11 +57,12 @@ def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup,
     """``(setup, params, extra)`` of a whole model that launch/port_weights.py brought, on the dataset of ``config``.
 
     The numbers of identities and cameras are the model's own, so everything must fit. Raises `UserError` if it does not, or if
-    the weights are those of an encoder alone.
+    the weights are no whole model.
     """
     _, metadata = read_ported(weights)
     if metadata["kind"] != "model":
-        raise UserError(f"{weights}: an encoder alone cannot be evaluated; train with --config.init.weights={weights}")
+        what = "a part of a model" if metadata["kind"] == "part" else "an encoder"
+        raise UserError(f"{weights}: {what} alone cannot be evaluated; train with --config.init.weights={weights}")
     meta = Meta(int(metadata["identities"]), int(metadata["cameras"]), tuple(config.data.image_size), images=0)
     setup = open_setup(config, reporter, meta)
     params, extra = jax.jit(setup.method.init)(jax.random.key(config.seed))

@@ -33,7 +33,7 @@ class Ported:
     """Weights under this project's paths: float32 arrays, and ``grid`` int32 [2] (rows, columns) beside weights to start from."""
 
     family: str
-    kind: str  # "encoder", "clip" or "model"
+    kind: str  # "encoder", "clip", "model" or "part", see `Family`
     weights: Arrays
     entries: list[Entry]  # one for each tensor of the source
     description: Description
@@ -60,7 +60,7 @@ def port(arrays: Mapping[str, np.ndarray], grid: Grid | None = None) -> Ported:
     if family.kind in PLACED:
         return placed(ported, grid)
     if grid is not None:
-        raise UserError("--grid is for encoders and for CLIP; a whole model keeps the grid that it was trained with")
+        raise UserError("--grid is for encoders and for CLIP; a trained network keeps the grid that it was trained with")
     return ported
 
 
@@ -171,7 +171,8 @@ def read_ported(path: str | Path) -> tuple[Arrays, dict[str, str]]:
 
 
 def export(weights: Mapping[str, np.ndarray], family: str) -> Arrays:
-    """PyTorch-named arrays of ``weights``: the names of ``family`` for a model, timm's for any encoder, OpenAI's for any CLIP.
+    """PyTorch-named arrays of ``weights``: the names of ``family`` for a model or a part of one, timm's for any encoder,
+    OpenAI's for any CLIP.
 
     What is not stored here is not in the result: ``num_batches_tracked`` of the batch normalisations, and weights that no
     forward pass reads. The official loaders copy what they are given and keep their own values for the rest. An AM-softmax

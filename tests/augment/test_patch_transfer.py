@@ -95,11 +95,13 @@ def test_recombination_equals_the_slow_restatement():
     rng = np.random.default_rng(0)
     tokens, masks = rng.normal(size=(6, 12, 5)).astype(np.float32), rng.random((6, 12)) < 0.4
     partner = np.array([3, 1, 0, 5, 4, 2], np.int32)
-    made = patch_transfer.recombine(jnp.asarray(tokens), jnp.asarray(masks), jnp.asarray(partner))
-    for image in range(6):
-        for patch in range(12):
-            source = image if masks[partner[image], patch] or partner[image] == image else partner[image]
-            np.testing.assert_array_equal(made[image, patch], tokens[source, patch])
+    for hole_of in patch_transfer.HOLES:
+        made = patch_transfer.recombine(jnp.asarray(tokens), jnp.asarray(masks), jnp.asarray(partner), hole_of)
+        for image in range(6):
+            for patch in range(12):
+                hole = masks[partner[image] if hole_of == "partner" else image, patch]
+                source = image if hole or partner[image] == image else partner[image]
+                np.testing.assert_array_equal(made[image, patch], tokens[source, patch])
 
 
 def test_probability_is_that_of_a_sample():

@@ -111,6 +111,7 @@ SWITCHES = {
                                lambda a, x, b, y: y["transferred"] == 0),
     "area out of reach": ({"transfer.partners": "best", "transfer.least_area": 9}, METRIC,
                           lambda a, x, b, y: y["transferred"] == 0),
+    "hole of the target": ({"transfer.hole_of": "target"}, METRIC, lambda a, x, b, y: y["identity"] != x["identity"]),
     "fallback": ({"transfer.partners": "best", "transfer.threshold": 1.1, "transfer.fallback": "first"}, METRIC,
                  lambda a, x, b, y: y["transferred"] == 1),
     "selection: no masked loss": ({"selection.masked_weight": 0.0}, SELECTION, less_by("masked_identity")),
@@ -372,6 +373,7 @@ def test_settings_that_cannot_work():
         ("backbone=clip_micro", {"selection.masking": "drop"}, "config.method.selection.masking is 'drop'"),
         ("backbone=clip_micro", {"transfer.partners": "worst"}, "config.method.transfer: unknown partners 'worst'"),
         ("backbone=clip_micro", {"transfer.ignore_negatives": "all"}, "config.method.transfer.ignore_negatives"),
+        ("backbone=clip_micro", {"transfer.hole_of": "both"}, "config.method.transfer.hole_of is 'both'"),
         ("backbone=clip_micro", {"mask_side": "none"}, "config.method.mask_side is 'none'"),
     ):
         with pytest.raises(UserError, match=words):

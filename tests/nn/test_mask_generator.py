@@ -86,3 +86,22 @@ def test_levels_of_other_depths():
 def test_patch_maps_are_shallow_first_and_without_cls():
     taps = [jnp.full((1, 3, 2), number) for number in (1.0, 2.0, 3.0)]
     np.testing.assert_array_equal(patch_maps(taps, (1, 3)), [[[1, 1, 3, 3], [1, 1, 3, 3]]])
+
+
+def test_the_last_pool_hands_on_all_of_the_gradient():
+    """Exactly one position of a channel gets it, and gets all: a maximum found again by equality can lose it to rounding."""
+    generator = MaskGenerator(16, 8)
+    maps = jax.random.normal(jax.random.key(1), (4, 6, 4, 12))
+    variables = generator.init(jax.random.key(0), maps, False)
+    params = variables["params"] | {"fc": {"kernel": jax.random.normal(jax.random.key(2), (16, 8)), "bias": jnp.zeros(8)}}
+
+    def total(params):
+        return generator.apply({"params": params, "batch_stats": variables["batch_stats"]}, maps, False).sum()
+
+    slopes = jax.jit(jax.grad(total))(params)
+    for name, leaf in (("conv_2", "bias"), ("bn_2", "bias"), ("fc", "bias")):
+        for place in range(3):
+            step = jnp.zeros_like(params[name][leaf]).at[place].set(1e-2)
+            moved = lambda sign, n=name, x=leaf, s=step: params | {n: params[n] | {x: params[n][x] + sign * s}}  # noqa: E731
+            difference = (total(moved(1)) - total(moved(-1))) / 2e-2
+            np.testing.assert_allclose(slopes[name][leaf][place], difference, atol=2e-3, rtol=2e-2)

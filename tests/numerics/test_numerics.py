@@ -8,14 +8,17 @@ import numpy as np
 import pytest
 
 from occreid_jax import numerics
+from occreid_jax.augment.patch_transfer import choose_partners
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.metrics import rank_metrics
+from occreid_jax.numerics import spt
 from occreid_jax.numerics.kind import words
 from occreid_jax.numerics.rankings import by_definition, compare_metrics, numbers
 from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
-LARGE = ("transreid_base", "transreid_full", "clipreid_", "trajectory_sgd")  # whole encoders; trainings beside one of Adam
+LARGE = ("transreid_base", "transreid_full", "clipreid_", "dpm_vitb16", "spt_reid", "spt_sps")  # whole encoders
+LARGE += ("trajectory_sgd",)  # trainings beside one of Adam
 FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LARGE) else [])
     for path in sorted(REFERENCE.glob("*.npz"))
@@ -53,7 +56,7 @@ def test_every_kind_exists():
 
 
 def test_the_files_are_here():
-    assert len(FILES) >= 39
+    assert len(FILES) >= 47
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -79,6 +82,9 @@ def test_stored_outputs(path):
         ("rerank", "torchreid_fp32.norm.k10_1_l0.5"),
         ("optim_transreid_occduke_base", "lr.base0.016_f64"),
         ("sched_formulas", "multistep0_f64"),
+        ("dpm_heads", "m0.3.grad_mask"),
+        ("dpm_masked_matching", "raw.distmat"),
+        ("spt_losses", "orth_grad2"),
     ],
 )
 def test_a_perturbed_output_fails(tmp_path, name, key):
@@ -100,6 +106,10 @@ def test_a_perturbed_output_fails(tmp_path, name, key):
         ("metrics_exact", "lonely"),
         ("sched_formulas", "cosine2_f64"),
         ("optim_transreid_occduke_base", "lr.mask_optimizer_base0.008_f64"),
+        ("dpm_heads", "m0.3.cosines"),
+        ("dpm_masked_matching", "unmasked.distmat"),
+        ("spt_losses", "hinge"),
+        ("spt_oiou_select", "roll"),
     ],
 )
 def test_an_unknown_output_fails(tmp_path, name, key):
@@ -148,6 +158,7 @@ def test_a_file_that_lacks_something_is_named(tmp_path):
         ("rerank", "torchreid_fp32.raw.k10_1_l0.5", "torchreid_fp32.raw.k10_1_l0.4"),
         ("rerank", "transreid_fp16.raw.k20_6_l0.3", "transreid_fp16.raw.k19_6_l0.3"),
         ("optim_transreid_occduke_base", "lr.base0.008_f64", "lr.base0.009_f64"),
+        ("dpm_heads", "m0.5.masked_logits", "m0.45.masked_logits"),
     ],
 )
 def test_another_number_in_the_key_fails(tmp_path, name, old, new):
@@ -233,6 +244,43 @@ def test_another_optimiser_fails(tmp_path, change, key):
 
     found = failures(numerics.compare_file(changed(tmp_path, "optim_dpm_occduke", config=apply)))
     assert key in found if key else not found
+
+
+# Partners of SPT ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "keys"),
+    [
+        ({"python_random_seed": 102}, {"draws_flat", "n_draws", "selected", "selectmix_slabel"}),
+        ({"threshold": 0.8}, {"n_draws", "selected"}),
+        ({"range_end": 5}, {"draws_flat", "selected"}),
+        ({"max_attempts": 3}, {"n_draws", "selected"}),
+    ],
+    ids=str,
+)
+def test_another_rule_for_partners_fails(tmp_path, change, keys):
+    found = failures(numerics.compare_file(changed(tmp_path, "spt_oiou_select", config=lambda config: config | change)))
+    assert keys <= found.keys() and not {"oiou", "top_values", "top_index"} & found.keys()
+
+
+def test_either_order_of_equal_overlaps_is_right(tmp_path):
+    stored = ReferenceFile(REFERENCE / "spt_oiou_select.npz")
+    values, index = stored.outputs["top_values"], stored.outputs["top_index"].copy()
+    row, place = np.argwhere(values[:, 1:-1] == values[:, 2:])[0] + (0, 1)  # two equal ones behind the best
+    index[row, [place, place + 1]] = index[row, [place + 1, place]]
+    assert "top_index" not in failures(numerics.compare_file(changed(tmp_path, "spt_oiou_select", **{"out.top_index": index})))
+    index[row, place] = index[row, place + 1]
+    assert "top_index" in failures(numerics.compare_file(changed(tmp_path, "spt_oiou_select", **{"out.top_index": index})))
+
+
+def test_partners_that_the_rule_does_not_allow_are_found(monkeypatch):
+    def at_random(*arrays, **options):
+        return choose_partners(*arrays, **options | {"partners": "random"})
+
+    monkeypatch.setattr(spt, "choose_partners", at_random)
+    found = failures(numerics.compare_file(REFERENCE / "spt_oiou_select.npz"))
+    assert found.keys() == {"choose_partners: not accepted", "choose_partners: not the stored first"}
 
 
 # Ties --------------------------------------------------------------------------------------------------------------------------

@@ -120,6 +120,39 @@ def transreid(jigsaw: bool = True, cameras: int = 6, identities: int = 5, dead: 
     return arrays
 
 
+def batch_norm(name: str, width: int, draw: Numbers, counts: bool) -> dict[str, np.ndarray]:
+    """A BatchNorm of PyTorch; ``counts`` adds what nothing is computed with."""
+    arrays = {f"{name}.{leaf}": draw(width) for leaf in ("weight", "bias", "running_mean")}
+    arrays[f"{name}.running_var"] = 1 + draw(width) ** 2
+    return arrays | ({f"{name}.num_batches_tracked": np.array(7, np.int64)} if counts else {})
+
+
+def dpm(cameras: int = 6, identities: int = 5, levels: int = DEPTH, dead: bool = True) -> dict[str, np.ndarray]:
+    """A checkpoint of DPM as its training writes it, whose mask generator reads ``levels`` blocks."""
+    draw, arrays = Numbers(5), timm("base.", patches=21 * 10)
+    if cameras:
+        arrays["base.sie_embed"] = draw(cameras, 1, WIDTH)
+    inputs = levels * WIDTH
+    for place, outputs in ((0, 2 * WIDTH), (2, WIDTH), (4, WIDTH)):
+        name = f"base.ConvLayer.{place}"
+        arrays |= {f"{name}.0.weight": draw(outputs, inputs, 3, 3), f"{name}.0.bias": draw(outputs)}
+        arrays |= batch_norm(f"{name}.1", outputs, draw, dead)
+        inputs = outputs
+    arrays |= {"base.attfc.weight": draw(WIDTH, WIDTH), "base.attfc.bias": draw(WIDTH)}
+    if dead:
+        arrays |= {"base.fc.weight": Numbers()(10, WIDTH), "base.fc.bias": Numbers()(10)}
+    return arrays | {"classifier.weight": draw(identities, WIDTH)} | batch_norm("bottleneck", WIDTH, draw, dead)
+
+
+def spt_selection(identities: int = 5, levels: int = DEPTH, dead: bool = True) -> dict[str, np.ndarray]:
+    """A checkpoint of SPT's selection network as its training writes it."""
+    draw, arrays = Numbers(6), timm("base.", patches=21 * 10)
+    arrays |= {"base.mixfc.weight": draw(1, levels * WIDTH, 1, 1), "base.mixfc.bias": draw(1)}
+    if dead:
+        arrays |= {"base.fc.weight": Numbers()(10, WIDTH), "base.fc.bias": Numbers()(10)}
+    return arrays | {"classifier.weight": draw(identities, WIDTH)} | batch_norm("bottleneck", WIDTH, draw, dead)
+
+
 def same(a, b) -> bool:
     return a.keys() == b.keys() and all(a[k].shape == b[k].shape and a[k].tobytes() == b[k].tobytes() for k in a)
 

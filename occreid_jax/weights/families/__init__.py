@@ -23,6 +23,8 @@ FAMILIES = {
     "clip_huggingface": "occreid_jax.weights.families.clip:HUGGING_FACE",
     "clip_timm": "occreid_jax.weights.families.clip:TIMM",
     "clipreid": "occreid_jax.weights.families.clip_reid:CLIP_REID",
+    "dpm": "occreid_jax.weights.families.dpm:DPM",
+    "spt": "occreid_jax.weights.families.spt:SPT",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
 
@@ -75,11 +77,12 @@ class Family:
     """Checkpoints of one origin.
 
     ``kind`` is "encoder" (weights to start from, paths without prefix), "clip" (weights to start from, paths below ``params/``
-    and ``extra/``) or "model" (a trained model, paths below ``params/`` and ``extra/``); ``title`` says in words whose files
+    and ``extra/``), "model" (a trained model, paths below ``params/`` and ``extra/``) or "part" (some whole networks of a
+    trained model, paths like a model's; the model's other networks keep their values). ``title`` says in words whose files
     they are. ``fits(names)`` recognises the names; ``read(arrays)`` gives arrays under this project's paths, what became of
     each tensor, and the description; ``write(weights)`` gives arrays under PyTorch names with an entry for each, and the
-    description. Both raise `UserError` on anything that they cannot place. ``methods`` are those
-    whose runs can be written.
+    description. Both raise `UserError` on anything that they cannot place. ``methods`` are those whose runs can be written;
+    runs hold whole models, so a part has none.
     """
 
     name: str
