@@ -75,6 +75,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         train_filter="bicubic",  # the originals train on bicubic and test on bilinear pictures
         test_filter="bilinear",
         resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
+        occluders="",  # folder of a library of occluders (launch/prepare_data.py occluders); empty: a rendered one
     )
     config.mesh = dict(devices=0)  # 0: all devices
     config.loop = dict(

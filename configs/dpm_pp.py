@@ -7,7 +7,8 @@
     python launch/train.py --config=configs/dpm_pp.py:dataset=occluded_duke,backbone=base ...    with an ImageNet ViT-B/16
 
 Datasets with a recipe: occluded_duke, market1501, dukemtmc, occluded_reid (trained on Market-1501). ``row=NAME`` is a row of the
-paper's ablation tables, see `ROWS`; ``recipe=dpm`` and ``recipe=spt`` are the two predecessors as their code trains them. The
+paper's ablation tables, see `ROWS`; ``recipe=dpm`` and ``recipe=spt`` are the two predecessors as their code trains them;
+``learn_selection=false`` leaves the second stage out and takes its network from ``--config.init.weights=CLIP,SELECTION``. The
 weights are those that launch/port_weights.py makes from CLIP or from an ImageNet ViT (docs/porting.md).
 Published (R-1 / mAP): Occluded-Duke 76.9 / 67.2, Occluded-REID 95.4 / 91.8, Market-1501 96.1 / 91.2, DukeMTMC-reID 91.4 / 83.9
 with CLIP; Occluded-Duke 74.7 / 63.0 with the ImageNet ViT. The embedded benchmark's measured figures stand in docs/results.md.
@@ -67,7 +68,7 @@ def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
         dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=True, text=True,
-        recipe="dpm_pp", row="", pretrained=True,
+        recipe="dpm_pp", row="", pretrained=True, learn_selection=True,
     )  # fmt: skip
     if arg.recipe not in RECIPES:
         raise ValueError(f"unknown recipe '{arg.recipe}'; known: {', '.join(RECIPES)}")
@@ -174,7 +175,7 @@ def get_config(arg: str = ""):
             config.stages.metric.augment.erasing = value
         else:
             config.method.update_from_flattened_dict({key: value})
-    if not config.method.transfer.on:
+    if not (config.method.transfer.on and arg.learn_selection):
         del config.stages["selection"]
     return config
 

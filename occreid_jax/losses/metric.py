@@ -64,10 +64,13 @@ def hardest_pairs(distances: Array, labels: Array, ignored: Array | None = None)
     The originals reshape and therefore need equally many images of each identity; this form takes any batch.
     """
     same = labels[:, None] == labels[None, :]
-    hardest_positive = jnp.max(jnp.where(same, distances, -jnp.inf), axis=1)
     negative = ~same if ignored is None else ~same & ~ignored
-    hardest_negative = jnp.min(jnp.where(negative, distances, jnp.inf), axis=1)
     has_negative = jnp.any(negative, axis=1)
+    # Picked by index: the gradient of a maximum finds it again by equality, which rounding can miss where XLA computes twice.
+    pick = lambda index: jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0]  # noqa: E731
+    hardest_positive = pick(jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1))
+    hardest_negative = pick(jnp.argmin(jnp.where(negative, distances, jnp.inf), axis=1))
+    hardest_negative = jnp.where(has_negative, hardest_negative, jnp.inf)
     return HardestPairs(hardest_positive, hardest_negative, has_negative)
 
 

@@ -357,6 +357,11 @@ def test_recipes_of_the_predecessors():
     assert sum(x.size for x in jax.tree.leaves(params)) == 146_149_868 - unused - statistics
 
 
+def test_a_selection_network_can_be_given():
+    method = create("backbone=clip_micro,learn_selection=false")
+    assert method.selection is not None and [stage.name for stage in method.stages()] == ["prompts", METRIC]
+
+
 def test_published_recipe():
     config = dpm_pp.get_config("dataset=occluded_duke")
     assert config.method.backbone == "clip_vit_b16" and config.method.stride == 12 and config.method.cosine_margin == 0.5
