@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from configs import common
+from occreid_jax.errors import UserError
 from occreid_jax.train.optim import Group, make_optimizer, parameter_groups
 from occreid_jax.train.schedules import learning_rates, rates_at
 
@@ -86,3 +87,37 @@ def test_rates_outside_a_training():
     steps.warmup_method = "quadratic"
     with pytest.raises(ValueError, match="known: constant, linear"):
         rates_at(steps, 1.0, 3, np.array([0]))
+
+
+def test_parts_of_one_update_move_by_their_own_rules():
+    """The first pattern that fits a path chooses the block; beside others it moves as it would alone."""
+    blocks = {
+        "body/": ml_collections.ConfigDict(common.sgd(learning_rate=0.05, schedule=SCHEDULE)),
+        "": ml_collections.ConfigDict(common.adam(learning_rate=0.01, schedule=SCHEDULE)),
+    }
+    rng = np.random.default_rng(0)
+    params = {path: jnp.asarray(rng.standard_normal(3), jnp.float32) for path in PATHS}
+    gradients = {path: jnp.asarray(rng.standard_normal(3), jnp.float32) for path in PATHS}
+    ends = np.arange(1, STEPS + 1)
+
+    def steps(block, paths):
+        optimizer = make_optimizer(block, paths, ends)
+        chosen, state = {path: params[path] for path in paths}, None
+        state = optimizer.init(chosen)
+        for _ in range(3):
+            updates, state = optimizer.update({path: gradients[path] for path in paths}, state, chosen)
+            chosen = {path: chosen[path] + updates[path] for path in paths}
+        return chosen
+
+    together = steps(tuple(blocks.items()), PATHS)
+    alone = steps(blocks["body/"], PATHS[:2]) | steps(blocks[""], PATHS[2:])
+    for path in PATHS:
+        np.testing.assert_array_equal(together[path], alone[path])
+
+
+def test_parts_that_cannot_work():
+    sgd, adam = (ml_collections.ConfigDict(block) for block in (common.sgd(), common.adam(clip_norm=1.0)))
+    with pytest.raises(UserError, match="no optimiser of this stage is for the parameter head/kernel"):
+        make_optimizer((("body/", sgd),), PATHS, np.array([1]))
+    with pytest.raises(UserError, match=r"clips all its gradients together; \[0.0, 1.0\] must be one number"):
+        make_optimizer((("body/", sgd), ("", adam)), PATHS, np.array([1]))
