@@ -3,8 +3,21 @@
     python launch/prepare_data.py synthetic --size=demo --split=occluded --seed=0 --out=DIR    render the embedded benchmark
     python launch/prepare_data.py doctor --dataset=market1501 --root=DIR                       examine a dataset
     python launch/prepare_data.py tables --dataset=market1501 --root=DIR                       decode it now, not at the first run
+    python launch/prepare_data.py occluders --from=SOURCE --out=DIR ...                        make a library of occluders
 
-Training does all of this by itself; the commands are for looking first, or for machines that prepare once for many runs.
+Training does the first three by itself; the commands are for looking first, or for machines that prepare once for many runs.
+
+Some methods paste occluders on training pictures: a rendered library that they make themselves, or --config.data.occluders=DIR.
+Sources of a library, each with --out=DIR and, if wanted, --side and --count:
+
+    --from=rendered                                                  objects as in the embedded benchmark, by --seed
+    --from=folder --pictures=DIR --source=TEXT --licence=TEXT        pictures with transparency; --kind=overlay for whole frames
+    --from=annotations --annotations=FILE.json --pictures=DIR        objects annotated in COCO's format, by polygon or run lengths
+    --from=list --list=FILE.txt --source=TEXT --licence=TEXT         opaque rectangles: lines "path" or "path x y width height"
+    --from=sam --pictures=DIR --model=DIR --source=TEXT --licence=TEXT
+                                                                     what Segment Anything finds, with a model on this machine
+
+--source and --licence say where the pictures come from and on what terms; both are stored with every occluder.
 """
 
 from __future__ import annotations
@@ -15,11 +28,11 @@ import time
 import command
 from absl import flags
 
-ACTIONS = ("synthetic", "doctor", "tables")
+ACTIONS = ("synthetic", "doctor", "tables", "occluders")
 SIZE = flags.DEFINE_enum("size", "demo", ["demo", "small", "full", "pretrain"], "size of the synthetic benchmark")
 SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split of the synthetic benchmark")
-SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark", lower_bound=0)
-OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark to")
+SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark or the rendered occluders", lower_bound=0)
+OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark or the library of occluders to")
 SHEET = flags.DEFINE_string("sheet", None, "also draw a contact sheet of the synthetic benchmark into this PNG file")
 DATASET = flags.DEFINE_string(
     "dataset", None, "dataset to examine or decode: market1501, dukemtmc, occluded_duke, occluded_reid, folder or synthetic"
@@ -29,7 +42,66 @@ CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets:
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)
 WIDTH = flags.DEFINE_integer("width", 128, "picture width in pixels, for tables", lower_bound=8)
 CACHE = flags.DEFINE_string("cache", None, "where tables go (default: <root>/.tables)")
+SOURCES = ("rendered", "folder", "annotations", "list", "sam")
+FROM = flags.DEFINE_enum("from", "rendered", SOURCES, "what occluders are made from")
+PICTURES = flags.DEFINE_string("pictures", None, "occluders: folder of the pictures to cut from; all folders below it count")
+ANNOTATIONS = flags.DEFINE_string("annotations", None, "occluders from annotations: JSON file in COCO's format")
+LIST = flags.DEFINE_string("list", None, "occluders from a list: text file, paths count from its folder")
+MODEL = flags.DEFINE_string("model", None, "occluders from sam: folder of a SAM model in transformers' format")
+KIND = flags.DEFINE_enum("kind", "cutout", ["cutout", "overlay"], "occluders from a folder: cut out, or whole frames as they are")
+SIDE = flags.DEFINE_integer("side", 96, "occluders: side in pixels to which each is stretched", lower_bound=8, upper_bound=1024)
+COUNT = flags.DEFINE_integer("count", 0, "occluders: how many at most (0: 540 rendered ones, 10,000 of others)", lower_bound=0)
+SMALLEST = flags.DEFINE_integer(
+    "smallest", 0, "occluders: least side of a box in pixels (0: 32 for annotations, 1 for sam)", lower_bound=0
+)
+SOURCE = flags.DEFINE_string("source", "", "occluders: where the pictures come from")
+LICENCE = flags.DEFINE_string("licence", "", "occluders: on what terms; annotations in COCO's format may have their own")
+NEEDED = {
+    "rendered": (OUT,),
+    "folder": (OUT, PICTURES, SOURCE, LICENCE),
+    "annotations": (OUT, PICTURES, ANNOTATIONS),
+    "list": (OUT, LIST, SOURCE, LICENCE),
+    "sam": (OUT, PICTURES, MODEL, SOURCE, LICENCE),
+}
 ACTION = ""
+
+
+def make_library(reporter) -> None:
+    """The sub-command ``occluders``."""
+    import collections
+    from pathlib import Path
+
+    from occreid_jax.data import occluders
+    from occreid_jax.errors import UserError
+
+    origin = FROM.value
+    if missing := [f"--{flag.name}" for flag in NEEDED[origin] if not flag.value]:
+        raise UserError(f"occluders --from={origin} needs {', '.join(missing)}; --help tells what they mean")
+    left_out, limit = collections.Counter(), COUNT.value or 10_000
+    terms = SOURCE.value, LICENCE.value
+    with reporter.task(f"occluders from {origin}", 0) as task:
+        counted = dict(limit=limit, left_out=left_out, progress=task)
+        if origin == "rendered":
+            from occreid_jax.train.setup import RENDERED, rendered_occluders
+
+            found = rendered_occluders(SEED.value, task, COUNT.value or RENDERED)
+        elif origin == "folder":
+            found = occluders.from_folder(Path(PICTURES.value), *terms, KIND.value, **counted)
+        elif origin == "annotations":
+            smallest = SMALLEST.value or 32
+            files = Path(ANNOTATIONS.value), Path(PICTURES.value)
+            found = occluders.from_annotations(*files, *terms, smallest=smallest, seed=SEED.value, **counted)
+        elif origin == "list":
+            found = occluders.from_list(Path(LIST.value), *terms, limit=limit, progress=task)
+        else:
+            generate = occluders.sam(Path(MODEL.value))
+            found = occluders.from_masks(Path(PICTURES.value), generate, *terms, smallest=SMALLEST.value or 1, **counted)
+        library = occluders.write_library(Path(OUT.value), found, SIDE.value, left_out)
+    for reason, count in sorted(left_out.items()):
+        reporter.line(f"left out: {count:,} {reason}")
+    tall = int((library.sides[:, 0] > 2 * library.sides[:, 1]).sum())
+    reporter.line(f"{len(library.entries):,} occluders, {tall:,} of them more than twice as high as wide")
+    reporter.line(f"written: {OUT.value}")
 
 
 def main() -> None:
@@ -69,6 +141,9 @@ def main() -> None:
                 text = error.strerror or error
                 raise UserError(f"{SHEET.value}: cannot be written ({text}); choose another --sheet") from error
         reporter.line(f"written: {folder}")
+        return
+    if ACTION == "occluders":
+        make_library(reporter)
         return
     if not (DATASET.value and ROOT.value):
         raise UserError(f"{ACTION} needs --dataset=NAME and --root=DIR")

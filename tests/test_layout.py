@@ -23,7 +23,7 @@ ALLOWED = {
     "evaluation": {"data", "losses"},
     "train": {"data", "evaluation", "weights", "methods", "synthetic"},
     "report": {"evaluation", "data", "train"},
-    "numerics": {"augment", "losses", "nn", "weights", "evaluation", "train", "methods", "data"},
+    "numerics": {"augment", "banks", "losses", "nn", "weights", "evaluation", "train", "methods", "data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -1,7 +1,8 @@
 """Augmentation as jitted functions of one image and its own key, vmapped over the batch.
 
 `geometry` (flip, pad and crop), `erasing`, `appearance` (normalisation, colour jitter), and here `standard`, the order in
-which ReID recipes apply them. Every function maps arrays to arrays of the same shape, so nothing recompiles.
+which ReID recipes apply them. `roa` and `npo` make an occluded twin of every picture with `paste`; `patch_transfer` works on
+tokens. Every function maps arrays to arrays of the same shape, so nothing recompiles.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from occreid_jax.data.occluders import TABLES as SHARED
 from occreid_jax.evaluation.metrics import JUNK, RIGHT, WRONG
 from occreid_jax.report.pictures import data_uri, denormalise
 from occreid_jax.train.setup import Setup
@@ -93,11 +94,11 @@ def augmented(setup: Setup, extra: Any, count: int) -> tuple[str, list[dict[str,
         return "", []
     order = np.random.default_rng(setup.config.seed).permutation(len(setup.dataset.train))
     rows = np.sort(order[:count]).astype(np.int32)
-    names = tuple(name for name in (*stage.inputs, *stage.shared) if name in TABLES)
+    names = tuple(name for name in stage.inputs if name in TABLES)
     tables = setup.columns("train", names, setup.config.data.train_filter)
     columns = {**tables, **prepared, "label": setup.labels}
     raw = {name: np.asarray(columns[name][rows]) for name in dict.fromkeys((*stage.inputs, "camid", "label"))}
-    raw |= {"index": rows, "valid": np.ones(len(rows), bool)} | {name: columns[name] for name in stage.shared}
+    raw |= {"index": rows, "valid": np.ones(len(rows), bool)} | (setup.shared(stage.shared) if stage.shared else {})
     augment = jax.jit(stage.augment)
     draws = [jax.device_get(augment(jax.random.fold_in(jax.random.key(setup.config.seed), draw), raw)) for draw in (1, 2)]
     settings = setup.config.method
@@ -116,7 +117,8 @@ def augmented(setup: Setup, extra: Any, count: int) -> tuple[str, list[dict[str,
 
 def showable(stage: Stage, prepared: dict[str, Any]) -> bool:
     """Whether a stage trains on pictures and all its tables are at hand."""
-    return "image" in stage.inputs and all(name in TABLES or name in prepared for name in (*stage.inputs, *stage.shared))
+    known = all(name in TABLES or name in prepared for name in stage.inputs) and set(stage.shared) <= set(SHARED)
+    return "image" in stage.inputs and known
 
 
 def is_view(values: Any, count: int) -> bool:

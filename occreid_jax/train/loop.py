@@ -193,17 +193,18 @@ class Trainer:
     # Data ----------------------------------------------------------------------------------------------------------------
 
     def load_tables(self, plan: StagePlan) -> None:
-        """Puts the stage's tables on the devices, or decides to stream them."""
+        """Puts the stage's tables on the devices, or decides to stream those of pictures. Shared ones are always resident."""
         columns = self.setup.columns("train", plan.stage.inputs, self.config.data.train_filter) | {"label": self.labels}
-        size, choice = sum(column.nbytes for column in columns.values()), self.config.data.resident
+        wanted = self.setup.shared(plan.stage.shared)
+        size, choice = sum(table.nbytes for table in (*columns.values(), *wanted.values())), self.config.data.resident
         self.streams = choice == "never" or (choice == "auto" and not resident.fits(size, jax.local_devices()[0]))
         if self.streams:
-            self.host_columns, self.tables = columns, {}
+            self.host_columns, self.tables = columns, {name: self.tables[name] for name in wanted if name in self.tables}
             self.reporter.line(f"streaming the training table ({size / 1e9:.2f} GB) through Grain")
         else:
-            self.tables |= resident.device_tables(
-                {name: column for name, column in columns.items() if name not in self.tables}, self.devices.replicated
-            )
+            wanted = columns | wanted
+        missing = {name: table for name, table in wanted.items() if name not in self.tables}
+        self.tables |= resident.device_tables(missing, self.devices.replicated)
 
     def chunks(self, plan: StagePlan, rows: np.ndarray, row: int):
         """(rows int32 [k, B], what the step takes for them), from ``row`` on; what does not fill a chunk comes singly."""

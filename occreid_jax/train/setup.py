@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
@@ -13,7 +14,7 @@ import numpy as np
 
 from occreid_jax import config as configuration
 from occreid_jax import distributed, methods
-from occreid_jax.data import readers, sampler
+from occreid_jax.data import occluders, readers, sampler
 from occreid_jax.data import table as tables
 from occreid_jax.data.captions import read_captions
 from occreid_jax.distributed import Devices
@@ -40,6 +41,7 @@ class Setup:
     meta: Meta
     method: Method
     opened: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
+    library: occluders.Library | None = None
 
     @property
     def cache(self) -> Path:
@@ -63,6 +65,20 @@ class Setup:
                     self.opened[key] = self.open_table(role, name, resize_filter)
                 columns[name] = self.opened[key]
         return columns
+
+    def shared(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
+        """The tables that ``Stage.shared`` names: ``occluders`` uint8 [K, S, S, 4] and ``occluder_sides`` int32 [K, 2].
+
+        They are those of the library in ``config.data.occluders``, or of the rendered one, which is made on first use. Raises
+        ValueError for another name, `UserError` if the library cannot be used.
+        """
+        if unknown := [name for name in names if name not in occluders.TABLES]:
+            raise ValueError(f"a stage shares the table '{unknown[0]}'; known: {', '.join(occluders.TABLES)}")
+        if names and self.library is None:
+            folder = self.config.data.get("occluders", "")
+            self.library = occluders.read_library(folder) if folder else rendered_library(self)
+        tables = dict(zip(occluders.TABLES, (self.library.pictures, self.library.sides), strict=True)) if names else {}
+        return {name: tables[name] for name in names}
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, the queries' ``parts`` beside them
@@ -105,6 +121,52 @@ def caption_table(dataset: Dataset, role: str, seed: int) -> np.ndarray:
     rows = vocabulary.rows(vocabulary.tokenize([text for texts in variants for text in texts]))
     length = int(rows.argmax(axis=1).max()) + 1
     return np.ascontiguousarray(rows[:, :length]).reshape(len(names), -1, length)
+
+
+# Height and width of rendered occluders as shares of the picture's, about as the benchmark places them.
+RENDERED_SHAPES = {
+    "barrier": ((0.3, 0.65), (1.05, 1.3)),
+    "bicycle": ((0.3, 0.65), (0.9, 1.25)),
+    "bush": ((0.3, 0.65), (0.9, 1.25)),
+    "car": ((0.3, 0.6), (1.3, 2.1)),
+    "cart": ((0.3, 0.65), (0.9, 1.25)),
+    "pole": ((1.0, 1.0), (0.15, 0.45)),
+    "sign": ((0.9, 1.05), (0.25, 0.55)),
+    "umbrella": ((0.3, 0.6), (1.0, 1.3)),
+    "wall": ((0.3, 0.65), (1.05, 1.3)),
+}
+RENDERED, RENDERED_VERSION = 540, 1  # pictures of the default library; the version goes up with every change of a pixel
+
+
+def rendered_occluders(seed: int, progress: Callable[[int, int], None], limit: int = RENDERED) -> Iterator[occluders.Occluder]:
+    """Objects as the benchmark draws them, all kinds equally often, with their true contour.
+
+    The random streams have a name of their own: no object of a benchmark's picture is among them, whatever its seed.
+    """
+    from occreid_jax import synthetic
+
+    kinds = itertools.islice(itertools.cycle(sorted(RENDERED_SHAPES)), limit)
+    for number, kind in enumerate(kinds):
+        rng = synthetic.stream(seed, "occluder_library", number)
+        height, width = (round(side * rng.uniform(*share)) for side, share in zip((256, 128), RENDERED_SHAPES[kind], strict=True))
+        pixels = synthetic.render_occluder(kind, rng, height, width)
+        colour = 118.0 + synthetic.DIFFICULTY.occluder_colour * (pixels[..., :3] - 118.0)  # as far from grey as in the benchmark
+        pixels[..., :3] = np.rint(colour)
+        box = occluders.cut_out(pixels)
+        yield occluders.Occluder(f"{kind} {number}", box, f"occreid_jax.synthetic, seed {seed}", "Apache-2.0")
+        progress(number + 1, limit)
+
+
+def rendered_library(setup: Setup) -> occluders.Library:
+    """The default library, rendered below the cache folder if it is not there."""
+    from occreid_jax import synthetic
+
+    seed = setup.config.data.synthetic_seed
+    folder = setup.cache / f"occluders-{seed}-v{synthetic.VERSION}.{RENDERED_VERSION}"
+    if (folder / "library.json").is_file():
+        return occluders.read_library(folder)
+    with setup.reporter.task("rendering occluders", RENDERED) as task:
+        return occluders.write_library(folder, rendered_occluders(seed, task))
 
 
 def data_root(config) -> Path:

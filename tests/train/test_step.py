@@ -1,5 +1,6 @@
 """The jitted step: what moves and what does not, one device against eight, chunks, streams, no recompilation, no syncs."""
 
+import dataclasses
 import re
 
 import chex
@@ -11,9 +12,14 @@ import pytest
 
 from configs import common
 from occreid_jax import distributed
-from occreid_jax.data import resident, stream
+from occreid_jax.augment import roa
+from occreid_jax.data import occluders, resident, stream
+from occreid_jax.errors import UserError
+from occreid_jax.report import samples
+from occreid_jax.train import setup as train_setup
 from occreid_jax.train import state
 from occreid_jax.train.log import Reporter
+from occreid_jax.train.loop import Trainer
 from occreid_jax.train.plan import make_plan
 from occreid_jax.train.setup import open_setup
 from occreid_jax.train.step import StageStep
@@ -137,3 +143,77 @@ def test_nothing_matches_the_trainable_pattern(opened):
 
     with pytest.raises(UserError, match="no parameter matches trainable='nothing'"):
         state.trainable_paths(jax.eval_shape(setup.method.init, jax.random.key(0))[0], Update("nothing", None))
+
+
+@pytest.fixture
+def pasting(opened, tmp_path):
+    """A function ``(resident, names)`` -> trainer, plan and step of a stage that sees pictures with pasted occluders."""
+
+    def make(choice: str = "always", names: tuple[str, ...] = occluders.TABLES):
+        rng = np.random.default_rng(0)
+        if not (tmp_path / "library").exists():
+            things = [rng.integers(0, 256, (30 - 9 * n, 10 + 9 * n, 4)).astype(np.uint8) for n in range(3)]
+            things = [occluders.Occluder(str(number), pixels, "", "") for number, pixels in enumerate(things)]
+            occluders.write_library(tmp_path / "library", things, 16)
+        setup, _, _, current, _ = opened(data__occluders=str(tmp_path / "library"), data__resident=choice)
+        occlusion = dict(kind="roa", probability=1.0, least_area=0.5, most_area=0.75)
+        occlusion |= dict(balanced=False, hard=False, rectangles=False)
+        twins = roa.roa(ml_collections.ConfigDict(common.standard_augment(occlusion=occlusion)), (0.5,) * 3, (0.5,) * 3)
+
+        def occluded(rng, batch):
+            batch = twins(rng, batch)
+            return batch | {"image": batch["occluded"]}
+
+        stage = dataclasses.replace(setup.method.stages()[0], augment=occluded, shared=names)
+        setup.method.stages = lambda: (stage,)
+        trainer = Trainer(setup, tmp_path / "run")
+        plan = trainer.plan.stages[0]
+        return trainer, plan, StageStep(setup.method, plan, current.params), current
+
+    return make
+
+
+def test_shared_tables_are_the_same_resident_and_streamed(pasting, opened):
+    results = []
+    for choice in ("always", "never"):
+        trainer, plan, step, current = pasting(choice)
+        trainer.load_tables(plan)
+        assert trainer.streams == (choice == "never") and ("image" in trainer.tables) == (choice == "always")
+        assert trainer.tables["occluders"].shape == (3, 16, 16, 4)
+        assert trainer.tables["occluder_sides"].tolist() == [[30, 10], [21, 19], [12, 28]]
+        kept = dict(trainer.tables)
+        trainer.load_tables(plan)
+        assert all(trainer.tables[name] is table for name, table in kept.items())  # nothing is copied twice
+        _, chunk = next(trainer.chunks(plan, plan.rows(0), 0))
+        after, metrics = step.jitted(trainer.devices, trainer.streams)(current, trainer.tables, chunk)
+        results.append((jax.device_get(after.params), float(metrics["loss"][0])))
+    chex.assert_trees_all_close(*results, atol=1e-6)
+    _, losses = run(*opened(), count=1)
+    assert abs(losses[0] - results[0][1]) > 1e-4  # the occluders were seen
+
+
+def test_shared_tables_of_the_report_and_unknown_ones(pasting):
+    trainer, *_ = pasting()
+    assert trainer.setup.shared(()) == {} and list(trainer.setup.shared(("occluder_sides",))) == ["occluder_sides"]
+    name, rows = samples.augmented(trainer.setup, {}, 2)
+    assert name == "main" and [len(row["pictures"]) for row in rows] == [1 + 2 * 2] * 2
+    trainer, plan, *_ = pasting(names=("occluders", "ghosts"))
+    with pytest.raises(ValueError, match="shares the table 'ghosts'; known: occluders, occluder_sides"):
+        trainer.load_tables(plan)
+    trainer.setup.config.data.occluders = "absent"
+    with pytest.raises(UserError, match="absent: no library of occluders there"):
+        trainer.setup.shared(("occluders",))
+
+
+def test_the_default_library_is_rendered_once(opened, monkeypatch):
+    setup, *_ = opened()
+    monkeypatch.setattr(train_setup, "RENDERED", 9)
+    made = train_setup.rendered_occluders
+    monkeypatch.setattr(train_setup, "rendered_occluders", lambda seed, task: made(seed, task, 9))
+    tables = setup.shared(occluders.TABLES)
+    assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE, 4) and tables["occluder_sides"].dtype == np.int32
+    monkeypatch.setattr(train_setup, "rendered_occluders", None)
+    again, *_ = opened()
+    np.testing.assert_array_equal(again.shared(("occluders",))["occluders"], tables["occluders"])
+    (folder,) = setup.cache.glob("occluders-0-*")
+    assert sorted(path.name for path in folder.iterdir()) == ["library.json", "pictures.npy"]
