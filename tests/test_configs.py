@@ -52,6 +52,8 @@ def test_init_and_one_step_of_every_stage_at_full_size(name, argument):
             "caption": jax.ShapeDtypeStruct((len(labels), 4, 40), jnp.int32),
             "camid": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
             "label": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
+            "occluders": jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.uint8),
+            "occluder_sides": jax.ShapeDtypeStruct((8, 2), jnp.int32),
         }
         rows = jax.ShapeDtypeStruct((1, stage.batch_size), jnp.int32)
         after, metrics = jax.eval_shape(step.from_tables, current, tables, rows)

@@ -17,6 +17,8 @@ NAMES = {
     "transreid": "occreid_jax.methods.transreid:TransReID",
     "clip_reid": "occreid_jax.methods.clip_reid:ClipReID",
     "dpm_pp": "occreid_jax.methods.dpm_pp:DPMPP",
+    "fed": "occreid_jax.methods.fed:FED",
+    "dpeformer": "occreid_jax.methods.dpeformer:DPEFormer",
 }
 
 

@@ -39,6 +39,8 @@ KINDS = {
     "SPT selection": "occreid_jax.numerics.spt:SELECTION",
     "SPT saliency": "occreid_jax.numerics.spt:SALIENCY",
     "SPT re-identification": "occreid_jax.numerics.spt:REIDENTIFICATION",
+    "FED units": "occreid_jax.numerics.fed:UNITS",
+    "FED": "occreid_jax.numerics.fed:NETWORK",
 }
 
 

@@ -40,6 +40,15 @@ def raw_batch(count: int = 8) -> dict:
     }
 
 
+def library() -> dict:
+    """What a stage may name in ``shared``: occluders of 32 x 32 pixels, and how high and wide they were."""
+    rng = np.random.default_rng(1)
+    return {
+        "occluders": jnp.asarray(rng.integers(0, 256, (8, 32, 32, 4), np.uint8)),
+        "occluder_sides": jnp.asarray(rng.integers(8, 64, (8, 2)).astype(np.int32)),
+    }
+
+
 def embed(method, params, extra, batch, role="gallery"):
     return jax.jit(lambda p, e, b: method.embed(p, e, method.transform(b), role))(params, extra, batch)
 
@@ -77,7 +86,8 @@ def test_losses_are_finite_and_extra_keeps_its_structure(method, dtype):
     for stage in method.stages():
         batch = raw_batch()
         prepared = {name: table[batch["index"]] for name, table in extra.get("tables", {}).items() if name in stage.inputs}
-        batch = stage.augment(jax.random.key(1), batch | prepared)
+        shared = {name: table for name, table in library().items() if name in stage.shared}
+        batch = stage.augment(jax.random.key(1), batch | prepared | shared)
 
         def loss(params, extra, batch, stage=stage):
             return method.loss(params, extra, batch, jax.random.key(2), stage, jnp.float32(0.5))

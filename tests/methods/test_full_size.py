@@ -37,6 +37,8 @@ def test_one_full_size_step_of_every_stage(name, capsys):
             "caption": rng.integers(1, 100, (64, 4, 32), np.int32),
             "camid": np.zeros(64, np.int32),
             "label": labels[:64].astype(np.int32),
+            "occluders": rng.integers(0, 256, (8, 32, 32, 4), np.uint8),
+            "occluder_sides": rng.integers(8, 64, (8, 2)).astype(np.int32),
         }
         tables = resident.device_tables(columns, devices.replicated)
         rows = np.arange(8, dtype=np.int32)[None]

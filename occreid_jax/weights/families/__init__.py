@@ -25,6 +25,7 @@ FAMILIES = {
     "clipreid": "occreid_jax.weights.families.clip_reid:CLIP_REID",
     "dpm": "occreid_jax.weights.families.dpm:DPM",
     "spt": "occreid_jax.weights.families.spt:SPT",
+    "fed": "occreid_jax.weights.families.fed:FED",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
 

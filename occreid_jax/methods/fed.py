@@ -1,0 +1,319 @@
+"""FED: features of horizontal stripes, weighted by how much of the person each shows (OEM), and diffused with features of other
+people (FDM), against memory banks of identity centres.
+
+Source: Wang et al., "Feature Erasing and Diffusion Network for Occluded Person Re-Identification", CVPR 2022, and its official
+code. Where the two differ, or the code does what its author cannot have meant, the choice is a setting. Notation as in
+`occreid_jax.nn.fed`: P stripes of width D; h and r are the erased and the diffused feature of an image after their necks, [P D].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from occreid_jax.augment.npo import npo
+from occreid_jax.augment.paste import LIBRARY
+from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
+from occreid_jax.errors import UserError
+from occreid_jax.losses.identity import accuracy, cross_entropy
+from occreid_jax.losses.metric import batch_hard_triplet
+from occreid_jax.methods.base import MethodBase
+from occreid_jax.nn import vit
+from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, part_bins, part_pool, search, unit
+from occreid_jax.nn.layers import BatchNorm
+from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
+from occreid_jax.weights.trees import merge_encoder
+
+Array = jax.Array
+
+VIEWS = ("clean", "occluded")
+CHOICES = {
+    "global_token": ("cls", "first_patch"),
+    "global_feature": ("before", "after"),
+    "necks": ("shared", "separate", "none"),
+    "bank_rule": RULES,
+    "bank_first": ("pooled", "erased"),
+    "bank_second": ("copy", "diffused"),
+    "ffn": FFNS,
+    "test_feature": ("erased", "diffused", "global"),
+}
+
+
+class Encoded(NamedTuple):
+    """What the encoder and OEM give for a batch, float32."""
+
+    whole: Array  # [B, D] the global feature
+    parts: Array  # [B, P, D] means of the stripes' tokens
+    scores: Array  # [B, P] how much of each stripe is seen; ones without OEM
+    cls_logits: Array | None  # [B, heads, 1 + N] what the last block's cls token looks at; None unless asked for
+
+    @property
+    def erased(self) -> Array:
+        return self.scores[..., None] * self.parts
+
+
+class FED(MethodBase):
+    """Parameters: ``backbone`` and ``heads``; ``oem``, ``fdm``, ``necks``, ``second_necks`` and ``neck`` (of the global feature)
+    where the settings have them.
+
+    ``extra``: ``batch_stats``, and with ``local`` the memory ``bank`` float32 [identities, P D]: one, "erased", or with FDM and
+    without ``shared_bank`` a second one, "diffused". Nothing but the encoder, OEM and the necks is needed for the test feature.
+    """
+
+    def __init__(self, config, meta: Meta):
+        super().__init__(config, meta)
+        settings = self.settings
+        for key, choices in CHOICES.items():
+            self.check_choice(key, choices)
+        self.backbone = self.vit()
+        width = self.backbone.size.width
+        if not settings.local and (settings.oem or settings.fdm or settings.test_feature != "global"):
+            raise UserError("config.method.local=False leaves the global feature; set oem=False, fdm=False, test_feature=global")
+        if settings.test_feature == "diffused" and not settings.fdm:
+            raise UserError("config.method.test_feature=diffused needs config.method.fdm=True")
+        if settings.fdm and (meta.identities < 2 or settings.neighbours < 1):
+            raise UserError("config.method.fdm=True needs config.method.neighbours of at least 1, and two identities or more")
+        if settings.parts * width % settings.attention_heads:
+            wide = f"the width {settings.parts} x {width} of the features"
+            raise UserError(f"config.method.attention_heads={settings.attention_heads} does not divide {wide}")
+        self.neighbours = min(settings.neighbours, meta.identities - 1)
+        scale = (width / settings.attention_heads) ** -0.5 if settings.attention_scale is None else settings.attention_scale
+        self.oem, self.necks, self.neck = OcclusionErasing(), PartNecks(), BatchNorm()
+        self.fdm = FeatureDiffusion(settings.attention_heads, scale, settings.scramble, settings.ffn, self.dtype)
+        self.head = nn.Dense(meta.identities, use_bias=False, kernel_init=nn.initializers.normal(0.001))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        """The pictures of an image that training sees, in the order in which the necks meet them."""
+        return VIEWS if self.settings.clean else VIEWS[1:]
+
+    def stage(self, name: str, block) -> Stage:
+        occlusion = block.augment.occlusion
+        if occlusion.parts != self.settings.parts:
+            told = f"config.method.parts={self.settings.parts}: both number the stripes"
+            raise UserError(f"config.stages.{name}.augment.occlusion.parts={occlusion.parts} differs from {told}")
+        augment = npo(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
+        shared = LIBRARY if occlusion.kind == "npo" else ()
+        return dataclasses.replace(super().stage(name, block), augment=augment, shared=shared)
+
+    # Parameters -------------------------------------------------------------------------------------------------------
+
+    def init(self, rng: Array) -> tuple[Params, Extra]:
+        settings, keys = self.settings, jax.random.split(rng, 8)
+        width, parts = self.backbone.size.width, settings.parts
+        images, one, stripes = jnp.zeros((1, *self.meta.image_size, 3)), jnp.zeros((1, width)), jnp.zeros((1, parts, width))
+        all_parts = stripes.reshape(1, -1)
+        params = {"backbone": self.backbone.init(keys[0], images, jnp.zeros(1, jnp.int32))["params"]}
+        necks, inputs = {}, {"global": one}
+        if settings.global_neck:
+            necks["neck"] = self.neck.init(keys[1], one, False)
+        if settings.local:
+            inputs["erased"] = all_parts
+            if settings.necks != "none":
+                necks["necks"] = self.necks.init(keys[1], stripes, False)
+        if settings.oem:
+            params["oem"] = self.oem.init(keys[2], stripes)["params"]
+        if settings.fdm:
+            inputs["diffused"] = all_parts
+            params["fdm"] = self.fdm.init(keys[3], all_parts, jnp.zeros((1, parts)), all_parts[:, None])["params"]
+            if settings.necks == "separate":
+                necks["second_necks"] = self.necks.init(keys[1], stripes, False)
+        kernels = {name: self.head.init(key, x)["params"] for key, (name, x) in zip(keys[4:], inputs.items(), strict=False)}
+        params["heads"] = {f"classifier_{name}": kernel for name, kernel in kernels.items()}
+        params |= {name: variables["params"] for name, variables in necks.items()}
+        extra = {"batch_stats": {name: variables["batch_stats"] for name, variables in necks.items()}}
+        if settings.local:
+            names = ("erased", "diffused") if settings.fdm and not settings.shared_bank else ("erased",)
+            extra["bank"] = {name: jnp.zeros((self.meta.identities, parts * width)) for name in names}
+        return params, extra
+
+    def load_pretrained(self, params: Params, extra: Extra, weights: Mapping[str, np.ndarray]) -> tuple[Params, Extra]:
+        return params | {"backbone": merge_encoder(params["backbone"], weights, self.backbone.grid)}, extra
+
+    def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
+        """The banks at the stage's start: the mean of every identity's un-augmented images, in the feature after the necks and,
+        by default, before OEM. The second bank is a copy of the first, or with ``bank_second`` made of diffused features."""
+        if not self.settings.local:
+            return context.extra
+
+        def first(params: Params, extra: Extra, batch: Batch) -> Array:
+            encoded = self.encode(params, batch["image"], batch["camid"])
+            parts = encoded.erased if self.settings.bank_first == "erased" else encoded.parts
+            return self.after_necks(params, extra["batch_stats"], parts)[0]
+
+        def centres(function) -> Array:
+            means = jnp.asarray(identity_means(np.asarray(context.pass_(function)), context.labels, self.meta.identities))
+            return unit(means) if self.settings.bank_unit else means
+
+        bank = {"erased": centres(first)}
+        if "diffused" in context.extra["bank"]:
+            bank["diffused"] = bank["erased"]
+            if self.settings.bank_second == "diffused":
+                bank["diffused"] = centres(lambda p, e, b: self.test_features(p, e | {"bank": bank}, b)["diffused"])
+        return context.extra | {"bank": bank}
+
+    # Forward ----------------------------------------------------------------------------------------------------------
+
+    def encode(
+        self, params: Params, images: Array, camids: Array, rng: Array | None = None, return_cls_logits: bool = False
+    ) -> Encoded:
+        """Global feature, stripes and scores of normalised images [B, H, W, 3]; ``rng`` is given in training."""
+        train = rng is not None
+        out = self.backbone.apply(
+            {"params": params["backbone"]}, images, camids, train, return_cls_logits, rngs={"dropout": rng} if train else None
+        )
+        whole = out.tokens[:, 0 if self.settings.global_token == "cls" else 1]
+        parts = part_pool(out.tokens[:, 1:], self.settings.parts)
+        scores = self.oem.apply({"params": params["oem"]}, parts) if self.settings.oem else jnp.ones(parts.shape[:2])
+        return Encoded(whole, parts, scores, out.cls_logits)
+
+    def after_necks(
+        self, params: Params, statistics: Params, parts: Array, train: bool = False, second: bool = False
+    ) -> tuple[Array, Params]:
+        """Stripes [B, P, D] after their necks, flat [B, P D], and all statistics after it; ``second`` for diffused ones."""
+        if self.settings.necks == "none":
+            return parts.reshape(len(parts), -1), statistics
+        name = "second_necks" if second and self.settings.necks == "separate" else "necks"
+        variables = {"params": params[name], "batch_stats": statistics[name]}
+        if not train:
+            return self.necks.apply(variables, parts, False).reshape(len(parts), -1), statistics
+        parts, updated = self.necks.apply(variables, parts, True, mutable=["batch_stats"])
+        return parts.reshape(len(parts), -1), statistics | {name: updated["batch_stats"]}
+
+    def diffuse(self, params: Params, bank: Array, feature: Array, scores: Array, labels: Array | None = None) -> Array:
+        """FDM: features h [B, P D] and scores [B, P] -> stripes [B, P, D], with the nearest centres of other identities (of any,
+        where no ``labels`` int32 [B] are known)."""
+        memory = jax.lax.stop_gradient(bank)
+        memory = unit(memory) if self.settings.memory_unit else memory
+        memory = memory[search(feature, bank, self.neighbours, labels)]
+        return self.fdm.apply({"params": params["fdm"]}, feature, scores, memory)
+
+    def whole_feature(self, params: Params, statistics: Params, whole: Array, train: bool = False) -> tuple[Array, Params]:
+        """The global feature [B, D] after its neck, if it has one, and all statistics."""
+        if not self.settings.global_neck:
+            return whole, statistics
+        variables = {"params": params["neck"], "batch_stats": statistics["neck"]}
+        if not train:
+            return self.neck.apply(variables, whole, False), statistics
+        whole, updated = self.neck.apply(variables, whole, True, mutable=["batch_stats"])
+        return whole, statistics | {"neck": updated["batch_stats"]}
+
+    def logits(self, params: Params, name: str, feature: Array) -> Array:
+        return self.head.apply({"params": params["heads"][f"classifier_{name}"]}, feature)
+
+    # Losses -----------------------------------------------------------------------------------------------------------
+
+    def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
+        """All views go through the encoder together and through the necks one after the other: erased features of the clean and
+        of the occluded picture, then diffused ones. ``batch`` has ``image``, ``occluded`` and ``visible`` [B, P]; a batch without
+        the last two counts as not occluded."""
+        settings, labels, views = self.settings, batch["label"], self.views
+        count, statistics = len(views), extra["batch_stats"]
+        occluded = batch.get("occluded", batch["image"])
+        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
+        images = jnp.stack([batch["image"], occluded][-count:], axis=1).reshape(-1, *occluded.shape[1:])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng)
+        split = lambda x: {view: x[number::count] for number, view in enumerate(views)}  # noqa: E731
+        scores, stripes, terms, logits = split(encoded.scores), split(encoded.erased), {}, {}
+        targets = {"clean": 1.0, "occluded": batch.get("visible", 1.0)}
+
+        def add(name: str, view: str, weight: float, value: Array) -> None:
+            terms[f"{name}_{view}"] = (weight, value)
+
+        for view, feature in split(encoded.whole).items():
+            normalised, statistics = self.whole_feature(params, statistics, feature, True)
+            logits["global", view] = self.logits(params, "global", normalised)
+            compared = normalised if settings.global_feature == "after" else feature
+            if settings.triplet_weight:
+                add("triplet", view, settings.triplet_weight / count, batch_hard_triplet(compared, labels, settings.margin))
+        features: dict[tuple[str, str], Array] = {}
+        if settings.local:
+            for view in views:
+                features["erased", view], statistics = self.after_necks(params, statistics, stripes[view], True)
+        if settings.oem:
+            for view in views:
+                weight = settings.score_weights[VIEWS.index(view)]
+                add("score", view, weight, jnp.mean(jnp.square(scores[view] - targets[view])))
+        if settings.fdm:
+            for view in views:
+                diffused = self.diffuse(params, extra["bank"]["erased"], features["erased", view], scores[view], labels)
+                features["diffused", view], statistics = self.after_necks(params, statistics, diffused, True, second=True)
+        for (name, view), feature in features.items():
+            logits[name, view] = self.logits(params, name, feature)
+            bank = extra["bank"].get(name, extra["bank"]["erased"])
+            weight = settings[f"{name}_contrast"][VIEWS.index(view)]
+            add(f"contrast_{name}", view, weight, jnp.mean(info_nce(feature, bank, labels, settings.temperature, settings.floor)))
+        for (name, view), each in logits.items():
+            loss = cross_entropy(each, labels, settings.label_smoothing)
+            add(f"identity_{name}", view, settings[f"{name}_weight"] / count, loss)
+        total = sum(weight * value for weight, value in terms.values())
+        metrics = {name: value for name, (_, value) in terms.items()}
+        metrics["accuracy"] = accuracy(logits["erased" if settings.local else "global", "occluded"], labels)
+        if settings.oem:
+            metrics |= {f"mean_score_{view}": jnp.mean(scores[view]) for view in views}
+            metrics["score_accuracy"] = jnp.mean((scores["occluded"] > 0.5) == (targets["occluded"] > 0.5))
+        extra = extra | {"batch_stats": statistics}
+        if settings.local:
+            extra["bank"] = self.updated_bank(extra["bank"], features, batch)
+        return total, Aux(extra, metrics)
+
+    def updated_bank(self, bank: Mapping[str, Array], features: Mapping[tuple[str, str], Array], batch: Batch) -> Params:
+        """The banks after a step, moved by the clean pictures' features. One that both kinds share takes the diffused first."""
+        settings, moved, view = self.settings, dict(bank), self.views[0]
+        for name in ("diffused", "erased"):
+            if (name, view) in features:
+                target = name if name in bank else "erased"
+                feature = unit(features[name, view]) if settings.bank_unit else features[name, view]
+                rows = update_bank(
+                    moved[target], feature, batch["label"], settings.bank_keep, settings.bank_rule, batch.get("valid")
+                )
+                moved[target] = unit(rows) if settings.bank_unit else rows
+        return moved
+
+    # Evaluation and reports -------------------------------------------------------------------------------------------
+
+    def test_features(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
+        """The features of a transformed batch by name: "global" [B, D], "erased" [B, P D] and, with FDM, "diffused" [B, P D]."""
+        statistics, settings = extra["batch_stats"], self.settings
+        encoded = self.encode(params, batch["image"], batch["camid"])
+        after, _ = self.whole_feature(params, statistics, encoded.whole)
+        found = {"global": after if settings.global_feature == "after" else encoded.whole}
+        if settings.local:
+            found["erased"], _ = self.after_necks(params, statistics, encoded.erased)
+        if settings.fdm:
+            diffused = self.diffuse(params, extra["bank"]["erased"], found["erased"], encoded.scores)
+            found["diffused"], _ = self.after_necks(params, statistics, diffused, second=True)
+        return found
+
+    def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
+        """The feature that ``test_feature`` names, float32 [B, P D] or [B, D]. "diffused" needs the bank that training left."""
+        return self.test_features(params, extra, batch)[self.settings.test_feature]
+
+    def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
+        """``attention`` float32 [B, h, w] of the cls token, sums to 1; with OEM ``visibility`` float32 [B, h, w], the score of
+        the stripe that a patch lies in, and the score of each stripe from the top, float32 [B]."""
+        grid = self.backbone.grid
+        encoded = self.encode(params, batch["image"], batch["camid"], return_cls_logits=True)
+        attention = jax.nn.softmax(encoded.cls_logits[..., 1:], axis=-1).mean(axis=1)
+        shown = {"attention": attention.reshape(-1, *grid)}
+        if self.settings.oem:
+            starts = np.array([start for start, _ in part_bins(grid[0] * grid[1], self.settings.parts)])
+            stripe = np.searchsorted(starts, np.arange(grid[0] * grid[1]), side="right") - 1
+            shown["visibility"] = encoded.scores[:, stripe].reshape(-1, *grid)
+            shown |= {f"stripe {number} score": score for number, score in enumerate(encoded.scores.T, start=1)}
+        return shown
+
+    def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
+        """How OEM scores the stripes of pictures as they are."""
+        if not self.settings.oem:
+            return {}
+        return {"scores of all stripes": self.encode(params, batch["image"], batch["camid"]).scores.reshape(-1)}
+
+    def forward_flops(self) -> float:
+        return vit.forward_flops(self.backbone.size, self.meta.image_size, self.backbone.patch, self.backbone.stride)
