@@ -17,7 +17,7 @@ from occreid_jax.numerics.rankings import by_definition, compare_metrics, number
 from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
-LARGE = ("transreid_base", "transreid_full", "clipreid_", "dpm_vitb16", "spt_reid", "spt_sps")  # whole encoders
+LARGE = ("transreid_base", "transreid_full", "clipreid_", "dpm_vitb16", "spt_reid", "spt_sps", "fed_vitb16")  # whole encoders
 LARGE += ("trajectory_sgd",)  # trainings beside one of Adam
 FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LARGE) else [])
@@ -56,7 +56,7 @@ def test_every_kind_exists():
 
 
 def test_the_files_are_here():
-    assert len(FILES) >= 47
+    assert len(FILES) >= 49
 
 
 @pytest.mark.parametrize("path", FILES)
@@ -85,6 +85,9 @@ def test_stored_outputs(path):
         ("dpm_heads", "m0.3.grad_mask"),
         ("dpm_masked_matching", "raw.distmat"),
         ("spt_losses", "orth_grad2"),
+        ("fed_units", "hm.m0.2.memory_after"),
+        ("fed_units", "infonce.grad"),
+        ("fed_units", "feature_search_eval"),
     ],
 )
 def test_a_perturbed_output_fails(tmp_path, name, key):
@@ -110,6 +113,8 @@ def test_a_perturbed_output_fails(tmp_path, name, key):
         ("dpm_masked_matching", "unmasked.distmat"),
         ("spt_losses", "hinge"),
         ("spt_oiou_select", "roll"),
+        ("fed_units", "hm.m0.2.norm"),
+        ("fed_units", "mask_generation1"),
     ],
 )
 def test_an_unknown_output_fails(tmp_path, name, key):
@@ -159,6 +164,7 @@ def test_a_file_that_lacks_something_is_named(tmp_path):
         ("rerank", "transreid_fp16.raw.k20_6_l0.3", "transreid_fp16.raw.k19_6_l0.3"),
         ("optim_transreid_occduke_base", "lr.base0.008_f64", "lr.base0.009_f64"),
         ("dpm_heads", "m0.5.masked_logits", "m0.45.masked_logits"),
+        ("fed_units", "hm.m0.2.memory_after", "hm.m0.25.memory_after"),
     ],
 )
 def test_another_number_in_the_key_fails(tmp_path, name, old, new):

@@ -105,7 +105,7 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
     """See `Family.write`. The result lacks what `LEFT_OUT` names, which the official model keeps as it made it, and the memory
     banks of a run. A model with parts that FED does not have (separate necks, a neck of the global feature) is refused."""
     weights = {path: array for path, array in weights.items() if not path.startswith(BANK)}
-    foreign = sorted({"/".join(path.split("/")[:2]) for path in weights if to_name(RULES, path) == path})
+    foreign = sorted({part(path) for path in weights if to_name(RULES, path) == path})
     if foreign:
         raise UserError(
             f"{listed(foreign)} {'has' if len(foreign) == 1 else 'have'} no names in FED's checkpoints; what can be written is a "
@@ -118,6 +118,12 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
 def export(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry]]:
     """Some or all arrays of a model under PyTorch names, unchecked."""
     return export_arrays(weights, RULES)
+
+
+def part(path: str) -> str:
+    """What of a model a path belongs to: the network's name, and within the encoder the module's."""
+    names = path.removeprefix("params/").removeprefix("extra/batch_stats/").split("/")
+    return "/".join(names[: 2 if names[0] == "backbone" else 1])
 
 
 def fits(names: Collection[str]) -> bool:
