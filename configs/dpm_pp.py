@@ -68,10 +68,12 @@ def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
         dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=True, text=True,
-        recipe="dpm_pp", row="", pretrained=True, learn_selection=True,
+        recipe="dpm_pp", row="", pretrained=True, learn_selection=True, triplet="hinge",
     )  # fmt: skip
     if arg.recipe not in RECIPES:
         raise ValueError(f"unknown recipe '{arg.recipe}'; known: {', '.join(RECIPES)}")
+    if arg.triplet not in ("hinge", "soft"):
+        raise ValueError(f"unknown triplet '{arg.triplet}'; it is hinge or soft")
     if arg.row and arg.row not in ROWS:
         raise ValueError(f"unknown row '{arg.row}'; known: {', '.join(ROWS)}")
     config = common.base(arg)
@@ -106,7 +108,7 @@ def get_config(arg: str = ""):
         masked_weight=1.0,  # lambda 1
         masked_smoothing=0.0,
         triplet_weight=1.0,
-        margin=config_dict.placeholder(float),  # of the triplet loss; unset: the soft margin
+        margin=config_dict.placeholder(float),  # of the triplet loss; unset (triplet=soft): the soft margin
         clip_reid_heads=False,  # CLIP-ReID's second identity head and its two further triplets
         mask=True,  # masked prototypes
         mask_levels=(2, 4, 10, 12),  # blocks of 12 that the generator reads; other depths keep the relative depth
@@ -161,7 +163,7 @@ def get_config(arg: str = ""):
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
-    if not predecessor:
+    if not predecessor and arg.triplet == "hinge":
         config.method.margin = 0.3
     config.stages = published_stages()
     if predecessor:
@@ -172,7 +174,8 @@ def get_config(arg: str = ""):
         del config.stages["prompts"]
     for key, value in ROWS.get(arg.row, {}).items():
         if key == "erasing":
-            config.stages.metric.augment.erasing = value
+            for name in ("selection", "metric"):
+                config.stages[name].augment.erasing = value
         else:
             config.method.update_from_flattened_dict({key: value})
     if not (config.method.transfer.on and arg.learn_selection):
@@ -215,12 +218,12 @@ def published_stages() -> dict:
 def finish_predecessor(config, arg) -> None:
     """Changes the recipe to that of DPM or SPT as their code trains, in place: SGD, soft triplet, no texts."""
     method, stages = config.method, config.stages
-    dpm = arg.recipe == "dpm"
+    dpm, small = arg.recipe == "dpm", common.is_small(config)
     epochs = SHORT.get(arg.dataset, 150) if dpm else 120
-    method.update(label_smoothing=0.0, camera=arg.camera and dpm, camera_scale=3.0)
+    method.update(label_smoothing=0.0, camera=arg.camera and dpm)
     if dpm:
         method.update(
-            stride=arg.stride or (11 if arg.dataset == "occluded_duke" else 12),
+            stride=arg.stride or (16 if small else 11 if arg.dataset == "occluded_duke" else 12),
             identity_weight=0.5,
             masked_weight=0.5,
             head_weight=0.01 if arg.dataset == "occluded_reid" else 0.1,
@@ -230,7 +233,9 @@ def finish_predecessor(config, arg) -> None:
         method.transfer.on = False
     else:
         method.update(stride=arg.stride or 16, mask=False, head_weight=0.0)
-        method.transfer.update(partners="official", probability=1.0, fallback="first")
+        method.transfer.update(
+            partners="official", probability=1.0, fallback="first", ignore_identity=False, ignore_negatives="none"
+        )
     for name in ("selection", "metric"):
         stages[name].epochs = 120 if name == "selection" else epochs
         for key in list(stages[name]):

@@ -46,18 +46,25 @@ RANGES = (
     ("method.parts", 1, None),
     ("method.shift", 1, None),
     ("method.shuffle_groups", 1, None),
-    ("method.label_smoothing", 0, 1),
+    ("method.*smoothing", 0, 1),
+    ("method.transfer.probability", 0, 1),
+    ("method.transfer.top_share", 0, 1),
+    ("method.transfer.roll_step", 1, None),
+    ("method.transfer.least_area", 0, None),
+    ("method.selection.stride", 0, None),
+    ("method.selection.budget_share", 0, 1),
+    ("method.anchor_epochs", 0, None),
     ("stages.*.epochs", 1, None),
     ("stages.*.sampler.batch_size", 1, None),
     ("stages.*.sampler.images_per_identity", 1, None),
     ("stages.*.augment.flip", 0, 1),
     ("stages.*.augment.erasing", 0, 1),
     ("stages.*.augment.pad", 0, None),
-    ("stages.*.optimizer.learning_rate", 0, None),
-    ("stages.*.optimizer.momentum", 0, 1),
-    ("stages.*.optimizer.*decay", 0, None),
-    ("stages.*.optimizer.clip_norm", 0, None),
-    ("stages.*.optimizer.schedule.warmup_epochs", 0, None),
+    ("stages.*optimizer.learning_rate", 0, None),
+    ("stages.*optimizer.momentum", 0, 1),
+    ("stages.*optimizer.*decay", 0, None),
+    ("stages.*optimizer.clip_norm", 0, None),
+    ("stages.*optimizer.schedule.warmup_epochs", 0, None),
 )
 # Texts that are empty or hold numbers: key -> (their names, an example, the largest value of the last)
 TEXTS = {
@@ -91,7 +98,7 @@ def validate(config: ConfigDict) -> None:
         for pattern, count, words in NUMBERS:
             if fnmatch.fnmatchcase(path, pattern) and not (len(value) == count and all(map(is_number, value))):
                 raise UserError(f"config.{path} is {tuple(value)}; it must be {count} numbers: {words}")
-        if fnmatch.fnmatchcase(path, "stages.*.optimizer.groups") and not all(is_group(entry) for entry in value):
+        if fnmatch.fnmatchcase(path, "stages.*optimizer.groups") and not all(is_group(entry) for entry in value):
             raise UserError(f"config.{path} is {tuple(value)}; it must be (path regex, factor) pairs like ('head', 10.0)")
     for path, (names, example, most) in TEXTS.items():
         whole = ",".join([r"[1-9]\d{0,5}"] * names.count(","))

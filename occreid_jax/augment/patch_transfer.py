@@ -72,11 +72,12 @@ def choose_partners(
                   one of them is drawn evenly.
       "official"  SPT's code: the k best of all (shift, candidate) pairs, the very best left out, drawn evenly among those
                   that are another image and exceed ``threshold`` unrolled. There a candidate may stand several times.
-      "random"    any other image, whatever the masks.
+      "random"    any other image that has salient patches at all.
 
     An image is recombined with ``probability``, if a candidate counts. ``fallback`` says what happens if none does: "none"
     leaves it as it is, "first" takes the best pair whatever it scores (SPT's code after 100 failures), which may be the image
-    itself. ``least_area`` is the number of salient patches that a candidate must have; an empty mask never serves.
+    itself and then changes nothing. ``least_area`` is the number of salient patches that a candidate must have; an empty mask
+    never serves.
     """
     for name, value, known in (
         ("partners", partners, PARTNERS), ("fallback", fallback, FALLBACKS), ("threshold_on", threshold_on, COMPARED),
@@ -90,8 +91,7 @@ def choose_partners(
     if exclude_same_identity:
         barred = barred | (labels[:, None] == labels[None, :])
     if partners == "random":
-        barred = own | (labels[:, None] == labels[None, :]) if exclude_same_identity else own
-        partner = jax.random.categorical(key_pick, jnp.where(barred, -jnp.inf, 0.0), axis=1)
+        partner = jax.random.categorical(key_pick, jnp.where(barred, -1e9, 0.0), axis=1)
         possible = ~jnp.all(barred, axis=1)
         first = partner
     else:
@@ -118,7 +118,7 @@ def choose_partners(
         possible = jnp.any(counts, axis=1)
     if fallback == "first":
         partner = jnp.where(possible, partner, first)
-        possible = jnp.ones_like(possible)
+        possible = possible | ~jnp.take_along_axis(barred, first[:, None], axis=1)[:, 0]
     used = possible & jax.random.bernoulli(key_use, probability, (count,))
     partner = jnp.where(used, partner, jnp.arange(count)).astype(jnp.int32)
     return Transfer(partner, used & (partner != jnp.arange(count)))

@@ -134,6 +134,14 @@ class DPMPP(PromptLearning):
     def stages(self) -> tuple[Stage, ...]:
         """Those of the config that the switches leave something to do in."""
         idle = {PROMPTS: not self.settings.text, SELECTION: self.selection is None}
+        init = self.config.init
+        for name, brought in ((PROMPTS, init.run), (SELECTION, init.run or "," in init.weights)):
+            if not idle[name] and name not in self.config.stages and not brought:
+                raise UserError(
+                    f"this config has no stage '{name}', and what it would learn comes from nowhere else: "
+                    + ("name weights of the selection network after those of the encoder in config.init.weights, "
+                       "or set config.method.transfer.on=False" if name == SELECTION else "set config.method.text=False")
+                )  # fmt: skip
         return tuple(stage for stage in super().stages() if not idle.get(stage.name, False))
 
     def stage(self, name: str, block) -> Stage:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -15,16 +16,17 @@ from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, first_line
 from occreid_jax.types import Method
 from occreid_jax.weights.port import read_ported
-from occreid_jax.weights.trees import merge, unflatten
+from occreid_jax.weights.trees import flatten, merge, unflatten
 
 
 def initial_model(method: Method, config) -> tuple[Any, Any]:
     """``(params, extra)`` before the first step.
 
     ``config.init.run`` names a run folder to take the last parameters from; those that ``config.init.skip`` matches may be
-    missing there or have another shape (the classifier of another dataset). ``config.init.weights`` names what
-    launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, a whole model, to which ``config.init.skip`` applies
-    as well, or a part of one; several, separated by commas, are put in place one after the other.
+    missing there or have another shape (the classifier of another dataset). Its ``extra`` is taken where shapes agree.
+    ``config.init.weights`` names what launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, a whole model, to
+    which ``config.init.skip`` applies as well, or a part of one; several, separated by commas, are put in place one after the
+    other.
     """
     params, extra = jax.jit(method.init)(jax.random.fold_in(jax.random.key(config.seed), 1))
     init = config.init
@@ -33,7 +35,18 @@ def initial_model(method: Method, config) -> tuple[Any, Any]:
     if init.run:
         stored = read_run(Path(init.run))
         params = merge(params, stored["params"], init.skip, f"the parameters of {init.run}")
+        extra = where_alike(extra, stored["extra"])
     return params, extra
+
+
+def where_alike(extra: Any, stored: Any) -> Any:
+    """``extra`` with every array of ``stored`` that has its place and shape: statistics, fixed words of prompts. What belongs to
+    the run's own pictures is prepared again before the stage that needs it."""
+    given = flatten(stored)
+    alike = lambda name, value: name in given and np.shape(given[name]) == np.shape(value)  # noqa: E731
+    return unflatten(
+        {name: jnp.asarray(given[name], value.dtype) if alike(name, value) else value for name, value in flatten(extra).items()}
+    )
 
 
 def load_weights(method: Method, params: Any, extra: Any, path: str | Path, skip: str = "") -> tuple[Any, Any]:

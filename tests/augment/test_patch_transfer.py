@@ -130,6 +130,16 @@ def test_choices_of_the_official_code():
     assert not none.used.any() and (np.asarray(none.partner) == np.arange(count)).all()
 
 
+def test_an_empty_mask_serves_nobody():
+    masks = np.zeros((30, 8), bool)
+    masks[:3] = True
+    for settings in (dict(partners="random"), dict(partners="official", fallback="first"), dict(fallback="first", threshold=1.1)):
+        found = choose(masks, np.arange(30), GRID, **settings)
+        assert (np.asarray(found.partner)[np.asarray(found.used)] < 3).all() and found.used.any()
+        nobody = choose(np.zeros((30, 8), bool), np.arange(30), GRID, **settings)
+        assert not nobody.used.any() and (np.asarray(nobody.partner) == np.arange(30)).all()
+
+
 def test_random_partners_are_others():
     found = choose(MASKS, LABELS, GRID, partners="random")
     assert found.used.all() and (np.asarray(found.partner) != np.arange(5)).all()

@@ -359,7 +359,16 @@ def test_recipes_of_the_predecessors():
 
 def test_a_selection_network_can_be_given():
     method = create("backbone=clip_micro,learn_selection=false")
+    with pytest.raises(UserError, match="no stage 'selection', and what it would learn comes from nowhere else"):
+        method.stages()  # its network would be that of the beginning
+    method.config.init.weights = "clip,selection"
     assert method.selection is not None and [stage.name for stage in method.stages()] == ["prompts", METRIC]
+    with pytest.raises(UserError, match="no stage 'prompts'"):
+        create("backbone=clip_micro,text=false", text=True).stages()
+
+
+def test_triplets():
+    assert dpm_pp.get_config().method.margin == 0.3 and dpm_pp.get_config("triplet=soft").method.margin is None
 
 
 def test_published_recipe():

@@ -263,7 +263,7 @@ def test_another_optimiser_fails(tmp_path, change, key):
         ({"range_end": 5}, {"draws_flat", "selected"}),
         ({"max_attempts": 3}, {"n_draws", "selected"}),
     ],
-    ids=str,
+    ids=["seed", "threshold", "ranks", "attempts"],
 )
 def test_another_rule_for_partners_fails(tmp_path, change, keys):
     found = failures(numerics.compare_file(changed(tmp_path, "spt_oiou_select", config=lambda config: config | change)))
