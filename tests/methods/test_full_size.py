@@ -18,10 +18,14 @@ from occreid_jax.types import Meta
 TRAINED = [name for name in sorted(methods.NAMES) if importlib.import_module(f"configs.{name}").get_config().stages]
 
 
+ARGUMENTS = {"clip_reid": ",stride=12,camera=true"}  # the grid of DPM++, so that the costs compare
+
+
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 @pytest.mark.parametrize("name", TRAINED)
 def test_one_full_size_step_of_every_stage(name, capsys):
-    config = importlib.import_module(f"configs.{name}").get_config("dataset=market1501")
+    config = importlib.import_module(f"configs.{name}").get_config("dataset=market1501" + ARGUMENTS.get(name, ""))
     for stage in config.stages.values():
         stage.sampler.batch_size = 8
     labels = np.repeat(np.arange(751), 4)
