@@ -20,7 +20,9 @@ from occreid_jax.types import Meta
 FILES = (Path(__file__).parent.parent / "configs").glob("*.py")
 CONFIGS = sorted(path.stem for path in FILES if path.stem not in ("common", "__init__"))
 STEPPED = ("synthetic", "market1501", "folder")  # the other datasets bring no other shapes than these
-ARGUMENTS = [f"dataset={name}" for name in STEPPED] + [f"size={size}" for size in ("small", "full")] + ["split=holistic"]
+REPEATED = ("dataset=folder", "size=small", "split=holistic")  # shapes of the others once more: with the slow tests
+ARGUMENTS = [*(f"dataset={name}" for name in STEPPED[:2]), "size=full"]
+ARGUMENTS += [pytest.param(argument, marks=pytest.mark.slow) for argument in REPEATED]
 
 
 def prepared(name: str, argument: str):

@@ -78,7 +78,7 @@ def test_distance_of_blocks_is_the_block_of_distances(method):
     np.testing.assert_allclose(block, whole[2:5], atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
 def test_losses_are_finite_and_extra_keeps_its_structure(method, dtype):
     method.config.dtype = dtype
     method = methods.create(method.config, META)

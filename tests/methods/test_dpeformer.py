@@ -15,6 +15,8 @@ from occreid_jax.train.state import trainable_paths
 from occreid_jax.types import Meta, PrepareContext
 from occreid_jax.weights.trees import flatten
 
+pytestmark = pytest.mark.slow  # thorough; the contract tests keep this method in the fast set
+
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=12)
 HEADS = ("memory", "global", "final", "part_0", "part_1", "part_2", "part_3")
 

@@ -7,6 +7,8 @@ import pytest
 
 from occreid_jax.nn.selection import ORDERS, pool, select_tokens, stripe_weights
 
+pytestmark = pytest.mark.slow  # every length and order of a list; the fast set has one of them in the contract tests
+
 SCORES = (0.50, 0.93, 1.0, 0.45, 0.90, 0.40, 0.88, 0.55)
 
 
