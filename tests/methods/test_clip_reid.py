@@ -98,6 +98,7 @@ def cached(method, params, extra, count=12):
     return stage, extra, own | {"feature": extra["tables"]["feature"][:count]}
 
 
+@pytest.mark.slow
 def test_padding_of_the_last_batch_changes_nothing():
     method = create()
     params, extra = started(method)
@@ -122,7 +123,8 @@ def test_held_out_images_take_no_part_in_the_first_stage():
     assert 0 < held.sum() < 12
 
     def slope(batch):
-        return jax.grad(lambda p: method.loss(p, extra, batch, jax.random.key(0), stage, 0.0)[0])(params)["prompts"]["context"]
+        loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)[0]  # noqa: E731
+        return jax.jit(jax.grad(loss))(params, batch)["prompts"]["context"]
 
     changed = own | {"feature": jnp.where(jnp.asarray(held)[:, None], 9.0, own["feature"])}
     np.testing.assert_allclose(slope(own), slope(changed), atol=1e-6)

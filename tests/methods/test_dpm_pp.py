@@ -140,6 +140,7 @@ def test_switches(name, before):
     assert predicts(*before[stage], loss, metrics), (before[stage], loss, metrics)
 
 
+@pytest.mark.slow
 def test_whom_the_terms_reach():
     masked, heads, plain = gradients({}, METRIC, "masked_identity", "head_enrich", "identity")
     assert masked["mask_generator"] > 0 and masked["prototypes"] > 0 and masked["visual"] > 0

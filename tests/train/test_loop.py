@@ -74,11 +74,12 @@ def wait_for_checkpoint(workdir: Path, process: subprocess.Popen) -> None:
     raise AssertionError("the run did not get there in a minute")
 
 
-@pytest.fixture
-def uninterrupted(market_root, tmp_path):
+@pytest.fixture(scope="module")
+def uninterrupted(market_root, tmp_path_factory):
     """Results of the run that nobody stopped."""
-    workdir = tmp_path / "whole"
-    subprocess.run(command([], market_root, workdir, tmp_path / "tables"), cwd=ROOT, check=True, capture_output=True)
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    workdir = folder / "whole"
+    subprocess.run(command([], market_root, workdir, folder / "tables"), cwd=ROOT, check=True, capture_output=True)
     return comparable(workdir)
 
 
