@@ -89,13 +89,7 @@ def finish_small(config, arg) -> None:
     finetune.epochs = epochs[1]
     finetune.sampler = common.identity_sampler(8, 4)
     finetune.augment.pad = 5
-    finetune.optimizer = common.adam(
-        name="adamw",
-        learning_rate=5e-4,
-        weight_decay=0.05,
-        bias_weight_decay=0.0,
-        schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
-    )
+    finetune.optimizer = common.small_optimizer(pretrained=True)
     config.method.test_feature = "after"
     if config.method.network == "tiny":
         config.init.weights = "tiny_clip"

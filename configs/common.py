@@ -101,16 +101,15 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     return config
 
 
-def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict, **changes) -> dict:
-    """Settings of a ViT with BNNeck, identity loss and triplet. ``arg`` holds backbone, stride, camera, person_mask, pretrained.
+def encoder(arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> dict:
+    """Settings of the ViT of a method. ``arg`` holds backbone, stride, camera and pretrained.
 
-    Pictures of 256 pixels get ViT-B and the published recipe; smaller ones the tiny CLIP that ships with the package, or with
-    ``pretrained=false`` a small encoder that starts from nothing. `finish_small` does the rest for them.
+    Pictures of 256 pixels get ViT-B; smaller ones the tiny CLIP that ships with the package, or with ``pretrained=false`` a small
+    encoder that starts from nothing.
     """
     full_size = max(config.data.image_size) >= 256
     backbone = arg.backbone or ("base" if full_size else TINY if arg.pretrained else "demo")
-    values = dict(
-        name=name,
+    return dict(
         backbone=backbone,  # also WIDTHxDEPTHxHEADS, or clip_ and one of CLIP's networks
         patch=16,
         stride=arg.stride or 16,
@@ -122,6 +121,16 @@ def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections
         positions=True,
         from_scratch=not full_size and backbone != TINY,  # initial values for learning without pretrained weights
         remat=False,
+    )
+
+
+def vit_method(name: str, arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict, **changes) -> dict:
+    """Settings of a ViT with BNNeck, identity loss and triplet. ``arg`` holds person_mask and what `encoder` reads.
+
+    The recipe is the published one; `finish_small` changes it for small pictures.
+    """
+    values = encoder(arg, config) | dict(
+        name=name,
         label_smoothing=0.0,
         identity_loss="softmax",  # softmax | arcface | cosface | amsoftmax | circle
         cosine_scale=30.0,  # of the last four
@@ -147,20 +156,40 @@ def finish_small(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDi
     if not is_small(config):
         return
     config.method.update(triplet_feature="after", test_feature="after", label_smoothing=0.1)
-    main = config.stages.main
+    small_stage(config, arg)
+
+
+def small_stage(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
+    """Batches, augmentation, epochs, optimiser and start of the stage "main" for the small rendered pictures, in place."""
+    main, pretrained = config.stages.main, config.method.backbone == TINY
     main.sampler = identity_sampler(8, 4)
     main.augment.pad = 5
-    pretrained = config.method.backbone == TINY
     main.epochs = EPOCHS["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
-    main.optimizer = adam(
+    main.optimizer = small_optimizer(pretrained)
+    if pretrained:
+        config.init.weights = "tiny_clip"
+
+
+def small_optimizer(pretrained: bool, warmup_epochs: int = 2) -> dict:
+    """AdamW at a rate with which a small encoder learns in minutes: more from nothing than from the tiny CLIP."""
+    return adam(
         name="adamw",
         learning_rate=5e-4 if pretrained else 1e-3,
         weight_decay=0.05,
         bias_weight_decay=0.0,
-        schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
+        schedule=dict(name="cosine", warmup_epochs=warmup_epochs, warmup_start=1e-5, floor=1e-5),
     )
-    if pretrained:
-        config.init.weights = "tiny_clip"
+
+
+def change(config: ml_collections.ConfigDict, changes: dict, stages: tuple[str, ...] = ("main",)) -> None:
+    """Applies a row of an ablation table, in place: ``erasing`` and ``occlusion.*`` belong to the augmentation of the named
+    stages, everything else (dotted) to ``config.method``."""
+    for key, value in changes.items():
+        if key == "erasing" or key.startswith("occlusion."):
+            for name in stages:
+                config.stages[name].augment.update_from_flattened_dict({key: value})
+        else:
+            config.method.update_from_flattened_dict({key: value})
 
 
 def is_small(config: ml_collections.ConfigDict) -> bool:

@@ -67,21 +67,9 @@ def get_config(arg: str = ""):
     if arg.row and arg.row not in ROWS:
         raise ValueError(f"unknown row '{arg.row}'; known: {', '.join(ROWS)}")
     config = common.base(arg)
-    small = common.is_small(config)
-    backbone = arg.backbone or (common.TINY if small and arg.pretrained else "demo" if small else "base")
     config.method = dict(
+        **common.encoder(arg, config),
         name="dpeformer",
-        backbone=backbone,  # also WIDTHxDEPTHxHEADS, or clip_ and one of CLIP's networks
-        patch=16,
-        stride=arg.stride or 16,
-        camera=arg.camera,  # side information embedding: one learned vector per camera on every token
-        camera_scale=3.0,
-        drop_path=0.0 if small else 0.1,
-        dropout=0.0,
-        attention_dropout=0.0,
-        positions=True,
-        from_scratch=small and backbone != common.TINY,
-        remat=False,
         parts=4,
         part_branch=True,  # selection, blending and their heads; False: encoder, memory and two heads
         occluded=True,  # every image has an occluded twin in the batch
@@ -136,29 +124,8 @@ def get_config(arg: str = ""):
             optimizer=common.adam(schedule=dict(name="cosine", warmup_epochs=5, warmup_start=1e-6, floor=2e-7)),
         )
     )
-    if small:
-        finish_small(config, arg)
-    for key, value in ROWS.get(arg.row, {}).items():
-        if key == "erasing" or key.startswith("occlusion."):
-            config.stages.main.augment.update_from_flattened_dict({key: value})
-        else:
-            config.method.update_from_flattened_dict({key: value})
+    if common.is_small(config):
+        config.method.update(test_feature="after", label_smoothing=0.1)
+        common.small_stage(config, arg)
+    common.change(config, ROWS.get(arg.row, {}))
     return config
-
-
-def finish_small(config, arg) -> None:
-    """Changes the recipe for the small rendered pictures, in place: few epochs at high rates, test features after the necks."""
-    main, pretrained = config.stages.main, config.method.backbone == common.TINY
-    config.method.update(test_feature="after", label_smoothing=0.1)
-    main.sampler = common.identity_sampler(8, 4)
-    main.augment.pad = 5
-    main.epochs = common.EPOCHS["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
-    main.optimizer = common.adam(
-        name="adamw",
-        learning_rate=5e-4 if pretrained else 1e-3,
-        weight_decay=0.05,
-        bias_weight_decay=0.0,
-        schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
-    )
-    if pretrained:
-        config.init.weights = "tiny_clip"

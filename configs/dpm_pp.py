@@ -172,12 +172,7 @@ def get_config(arg: str = ""):
         finish_small(config, arg)
     if not config.method.text:
         del config.stages["prompts"]
-    for key, value in ROWS.get(arg.row, {}).items():
-        if key == "erasing":
-            for name in ("selection", "metric"):
-                config.stages[name].augment.erasing = value
-        else:
-            config.method.update_from_flattened_dict({key: value})
+    common.change(config, ROWS.get(arg.row, {}), ("selection", "metric"))
     if not (config.method.transfer.on and arg.learn_selection):
         del config.stages["selection"]
     return config
@@ -251,9 +246,7 @@ def finish_small(config, arg) -> None:
     """Changes the recipe for the small rendered pictures and the tiny CLIP, in place: fewer epochs, so higher rates."""
     prompts, selection, metric = EPOCHS.get(arg.size, EPOCHS["small"])
     pretrained = config.method.backbone == common.TINY
-    rate = 5e-4 if pretrained else 1e-3
-    cosine = dict(name="cosine", warmup_epochs=1, warmup_start=1e-5, floor=1e-5)
-    adamw = common.adam(name="adamw", learning_rate=rate, weight_decay=0.05, bias_weight_decay=0.0, schedule=cosine)
+    adamw = common.small_optimizer(pretrained, warmup_epochs=1)
     config.stages.prompts.epochs = prompts
     config.stages.prompts.optimizer.update(
         learning_rate=3e-3, schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-4, floor=1e-5)
@@ -266,7 +259,7 @@ def finish_small(config, arg) -> None:
         for key in list(stage):
             if key.endswith("optimizer") and key != "decision_optimizer":
                 stage[key] = dict(adamw)
-    config.stages.selection.decision_optimizer.schedule = dict(cosine, warmup_start=1e-3)
+    config.stages.selection.decision_optimizer.schedule = adamw["schedule"] | dict(warmup_start=1e-3)
     config.method.test_feature = "after"
     config.method.selection.level_norm = True  # the tiny CLIP's residual stream saturates the decision layer otherwise
     if pretrained:

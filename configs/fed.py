@@ -60,22 +60,9 @@ def get_config(arg: str = ""):
         if arg[key] and arg[key] not in known:
             raise ValueError(f"unknown {key} '{arg[key]}'; known: {', '.join(known)}")
     config = common.base(arg)
-    small = common.is_small(config)
-    full_size = max(config.data.image_size) >= 256
-    backbone = arg.backbone or ("base" if full_size else common.TINY if arg.pretrained else "demo")
     config.method = dict(
+        **common.encoder(arg, config),
         name="fed",
-        backbone=backbone,  # also WIDTHxDEPTHxHEADS, or clip_ and one of CLIP's networks
-        patch=16,
-        stride=arg.stride or 16,
-        camera=arg.camera,  # one learned vector per camera (SIE); FED has none
-        camera_scale=3.0,
-        drop_path=0.1 if full_size else 0.0,
-        dropout=0.0,
-        attention_dropout=0.0,
-        positions=True,
-        from_scratch=not full_size and backbone != common.TINY,
-        remat=False,
         parts=4,  # horizontal stripes
         local=True,  # features of the stripes; False leaves the global feature alone
         clean=True,  # train on the clean picture beside its occluded copy
@@ -132,34 +119,10 @@ def get_config(arg: str = ""):
     )
     if arg.dataset == "dukemtmc":
         config.method.score_weights = (0.0, 0.0)
-    if small:
-        finish_small(config, arg)
-    for key, value in (PRESETS[arg.preset] | ROWS.get(arg.row, {})).items():
-        if key == "erasing" or key.startswith("occlusion."):
-            config.stages.main.augment.update_from_flattened_dict({key: value})
-        else:
-            config.method[key] = value
+    if common.is_small(config):
+        # The stripes are quarters of the picture at any size. Eight neighbours of 702 identities would be less than one of 64:
+        # the least that the paper tries is taken.
+        config.method.update(neighbours=2, global_feature="after", label_smoothing=0.1)
+        common.small_stage(config, arg)
+    common.change(config, PRESETS[arg.preset] | ROWS.get(arg.row, {}))
     return config
-
-
-def finish_small(config, arg) -> None:
-    """Changes the recipe for the small rendered pictures, in place.
-
-    The stripes are quarters of the picture at any size. Eight neighbours of 702 identities would be less than one of 64: the
-    least that the paper tries is taken.
-    """
-    config.method.update(neighbours=2, global_feature="after", label_smoothing=0.1)
-    main = config.stages.main
-    main.sampler = common.identity_sampler(8, 4)
-    main.augment.pad = 5
-    pretrained = config.method.backbone == common.TINY
-    main.epochs = common.EPOCHS["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
-    main.optimizer = common.adam(
-        name="adamw",
-        learning_rate=5e-4 if pretrained else 1e-3,
-        weight_decay=0.05,
-        bias_weight_decay=0.0,
-        schedule=dict(name="cosine", warmup_epochs=2, warmup_start=1e-5, floor=1e-5),
-    )
-    if pretrained:
-        config.init.weights = "tiny_clip"
