@@ -85,6 +85,12 @@ class MethodBase:
         """Nothing to show."""
         return {}
 
+    @staticmethod
+    def attention_map(cls_logits: Array, grid: tuple[int, int]) -> Array:
+        """What the cls token looks at, float32 [B, h, w], mean over heads, sums to 1; from its products with the patches alone,
+        [B, heads, h w], before the softmax."""
+        return jax.nn.softmax(cls_logits, axis=-1).mean(axis=1).reshape(-1, *grid)
+
     def forward_flops(self) -> float:
         """Floating-point operations of one image's forward pass, for model FLOPs utilisation; 0 if unknown."""
         return 0.0

@@ -271,19 +271,21 @@ class DPEFormer(MethodBase):
         """``attention`` float32 [B, h, w] of the cls token, sums to 1; ``scores`` float32 [B, h, w], similarity to the proxy, not
         below 0; ``selected`` bool [B, h, w]; ``k`` and ``k found`` float32 [B], tokens selected and before the minimum."""
         encoded = self.encode(params, batch["image"], batch["camid"], cls_logits=True)
-        attention = jax.nn.softmax(encoded.cls_logits[..., 1:], axis=-1).mean(axis=1)
-        found = encoded.selection
-        maps = {"attention": attention, "scores": jnp.maximum(found.scores, 0.0), "selected": found.selected}
-        numbers = {"k": found.count.astype(jnp.float32), "k found": found.found.astype(jnp.float32)}
-        return {name: values.reshape(-1, *self.backbone.grid) for name, values in maps.items()} | numbers
+        found, grid = encoded.selection, self.backbone.grid
+        return {
+            "attention": self.attention_map(encoded.cls_logits[..., 1:], grid),
+            "scores": jnp.maximum(found.scores, 0.0).reshape(-1, *grid),
+            "selected": found.selected.reshape(-1, *grid),
+            "k": found.count.astype(jnp.float32),
+            "k found": found.found.astype(jnp.float32),
+        }
 
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
         """How many tokens are selected, how often the gap behind the proxy wins (k = 1) and the minimum acts, and what is left of
         a picture."""
         image, grid = batch["image"], self.backbone.grid
         found = self.encode(params, image, batch["camid"]).selection
-        rows, columns = (jnp.arange(side) * cells // side for side, cells in zip(image.shape[1:3], grid, strict=True))
-        pixels = found.selected.reshape(-1, *grid)[:, rows][:, :, columns][..., None]
+        pixels = vit.on_grid(found.selected.reshape(-1, *grid), image.shape[1:3])[..., None]
         return {
             "image, selected tokens": jnp.stack([image, jnp.where(pixels, image, 0.0)], axis=1)[:8],
             "selected tokens k": found.count.astype(jnp.float32),

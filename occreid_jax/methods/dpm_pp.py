@@ -38,6 +38,11 @@ Array = jax.Array
 
 SELECTION, METRIC = "selection", "metric"
 """Names of the second and third stage; the first is `prompt_learning.PROMPTS`."""
+REMEDIES = {
+    PROMPTS: "set config.method.text=False",
+    SELECTION: "name weights of the selection network after those of the encoder in config.init.weights, or set "
+    "config.method.transfer.on=False",
+}
 IGNORED = ("symmetric", "anchor", "none")
 CHOICES = {
     "camera_tokens": ("cls", "all"),
@@ -138,10 +143,8 @@ class DPMPP(PromptLearning):
         for name, brought in ((PROMPTS, init.run), (SELECTION, init.run or "," in init.weights)):
             if not idle[name] and name not in self.config.stages and not brought:
                 raise UserError(
-                    f"this config has no stage '{name}', and what it would learn comes from nowhere else: "
-                    + ("name weights of the selection network after those of the encoder in config.init.weights, "
-                       "or set config.method.transfer.on=False" if name == SELECTION else "set config.method.text=False")
-                )  # fmt: skip
+                    f"this config has no stage '{name}', and what it would learn comes from nowhere else; {REMEDIES[name]}"
+                )
         return tuple(stage for stage in super().stages() if not idle.get(stage.name, False))
 
     def stage(self, name: str, block) -> Stage:
@@ -369,8 +372,7 @@ class DPMPP(PromptLearning):
         """``attention`` float32 [B, h, w] of the cls token, sums to 1; with the selection network ``saliency`` float32 [B, h, w]
         and ``selected`` bool [B, h, w]; with masks ``mask mean`` float32 [B]."""
         encoded = self.encode(params, batch)
-        attention = jax.nn.softmax(encoded.cls_logits, axis=-1).mean(axis=1).reshape(-1, *self.visual.grid)
-        shown = {"attention": attention}
+        shown = {"attention": self.attention_map(encoded.cls_logits, self.visual.grid)}
         if self.selection is not None:
             saliency = self.selection.saliency(params["selection"], batch["image"])
             shown["saliency"] = saliency.reshape(-1, *self.selection.encoder.grid)
@@ -398,8 +400,7 @@ class DPMPP(PromptLearning):
         transfer = self.partners(key_partner, salient, batch["label"], probability=1.0)
         used = jnp.where(transfer.used, 1.0, jnp.nan)
         shown = {"salient patches": jnp.mean(salient, axis=-1)}
-        rows, columns = (jnp.arange(side) * cells // side for side, cells in zip(image.shape[1:3], grid, strict=True))
-        pixels = salient.reshape(-1, *grid)[:, rows][:, :, columns].reshape(len(image), -1)
+        pixels = vit.on_grid(salient.reshape(-1, *grid), image.shape[1:3]).reshape(len(image), -1)
         flat = image.reshape(len(image), -1, image.shape[-1])
         hole_of = self.settings.transfer.hole_of
         made = patch_transfer.recombine(flat, pixels, transfer.partner, hole_of).reshape(image.shape)

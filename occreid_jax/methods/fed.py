@@ -300,8 +300,7 @@ class FED(MethodBase):
         the stripe that a patch lies in, and the score of each stripe from the top, float32 [B]."""
         grid = self.backbone.grid
         encoded = self.encode(params, batch["image"], batch["camid"], return_cls_logits=True)
-        attention = jax.nn.softmax(encoded.cls_logits[..., 1:], axis=-1).mean(axis=1)
-        shown = {"attention": attention.reshape(-1, *grid)}
+        shown = {"attention": self.attention_map(encoded.cls_logits[..., 1:], grid)}
         if self.settings.oem:
             starts = np.array([start for start, _ in part_bins(grid[0] * grid[1], self.settings.parts)])
             stripe = np.searchsorted(starts, np.arange(grid[0] * grid[1]), side="right") - 1

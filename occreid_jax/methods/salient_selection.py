@@ -81,11 +81,9 @@ class SalientSelection:
         return jax.lax.stop_gradient(self.decide(params, self.encode(params, patches).taps))
 
     def mask(self, saliency: Array, grid: tuple[int, int]) -> Array:
-        """Salient patches bool [B, h w] on another network's ``grid``; rows and columns are picked by floor, as torch does."""
-        rows, columns = self.encoder.grid
-        maps = (saliency >= THRESHOLD).reshape(-1, rows, columns)
-        maps = maps[:, np.arange(grid[0]) * rows // grid[0]][:, :, np.arange(grid[1]) * columns // grid[1]]
-        return maps.reshape(len(maps), -1)
+        """Salient patches bool [B, h w] on another network's ``grid``."""
+        maps = (saliency >= THRESHOLD).reshape(-1, *self.encoder.grid)
+        return vit.on_grid(maps, grid).reshape(len(maps), -1)
 
     def scale(self, saliency: Array) -> Array:
         """What multiplies the tokens: the saliency, or with ``masking="keep"`` 0 or 1 with the saliency's gradient."""

@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occreid_jax.nn.layers import BatchNorm, LayerNorm, gelu
-from occreid_jax.nn.mask_generator import uniform
+from occreid_jax.nn.layers import BatchNorm, LayerNorm, gelu, torch_uniform
 
 Array = jax.Array
 FFNS = ("geglu", "postln_residual")
@@ -58,7 +57,7 @@ def search(features: Array, bank: Array, count: int, labels: Array | None = None
 
 def dense(features: int, fan_in: int, name: str, use_bias: bool = True, dtype: jnp.dtype = jnp.float32) -> nn.Dense:
     """A linear layer with the initial values of torch's."""
-    initial = uniform(fan_in)
+    initial = torch_uniform(fan_in)
     return nn.Dense(features, use_bias, dtype=dtype, kernel_init=initial, bias_init=initial, name=name)
 
 

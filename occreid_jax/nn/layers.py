@@ -38,6 +38,12 @@ def trunc_normal(stddev: float = 0.02):
     return init
 
 
+def torch_uniform(fan_in: int):
+    """Initial values within +-1 / sqrt(fan_in): what PyTorch gives kernels and biases of its layers."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
 class Deviations(NamedTuple):
     """Standard deviations of a block's initial kernels; biases start at 0. The default is that of ViT, DeiT and TransReID."""
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occreid_jax.nn.layers import BatchNorm, LayerNorm
+from occreid_jax.nn.layers import BatchNorm, LayerNorm, torch_uniform
 
 Array = jax.Array
 
@@ -42,12 +42,6 @@ def patch_maps(taps: Sequence[Array], levels: Sequence[int], prefix: int = 1) ->
     return jnp.concatenate([taps[level - 1][:, prefix:] for level in levels], axis=-1)
 
 
-def uniform(fan_in: int):
-    """Initial values within +-1 / sqrt(fan_in): what PyTorch gives kernels and biases of its layers."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
-
-
 def normalised_levels(maps: Array, levels: int) -> Array:
     """Each of ``levels`` equal pieces of the last axis through a LayerNorm of its own, norm_0 ..., of the calling module."""
     pieces = jnp.split(maps, levels, axis=-1)
@@ -68,8 +62,8 @@ class DecisionLayer(nn.Module):
     def __call__(self, maps: Array) -> Array:
         maps = normalised_levels(maps, self.levels) if self.level_norm else maps
         width = maps.shape[-1]
-        kernel = self.param("kernel", uniform(width), (width, 1))
-        bias = self.param("bias", uniform(width), (1,))
+        kernel = self.param("kernel", torch_uniform(width), (width, 1))
+        bias = self.param("bias", torch_uniform(width), (1,))
         return (jnp.matmul(maps.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST) + bias)[..., 0]
 
 
@@ -95,7 +89,7 @@ class MaskGenerator(nn.Module):
             raise ValueError(f"unknown pooling '{self.pooling}'; it must be one of {', '.join(POOLINGS)}")
         x = normalised_levels(maps, self.levels) if self.level_norm else maps
         for number, channels in enumerate((2 * self.width, self.width, self.width)):
-            initial = uniform(9 * x.shape[-1])
+            initial = torch_uniform(9 * x.shape[-1])
             conv = nn.Conv(
                 channels, (3, 3), padding=1, dtype=self.dtype, kernel_init=initial, bias_init=initial, name=f"conv_{number}"
             )

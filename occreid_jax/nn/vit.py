@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from occreid_jax.nn.layers import Block, Deviations, LayerNorm, gelu, trunc_normal
@@ -77,6 +78,13 @@ def resize_positions(positions: Array, grid: tuple[int, int], new_grid: tuple[in
     body = body.reshape(1, *grid, width)
     body = jax.image.resize(body, (1, *new_grid, width), "bilinear", antialias=False)
     return jnp.concatenate([head, body.reshape(1, -1, width)], axis=1)
+
+
+def on_grid(maps: Array, grid: tuple[int, int]) -> Array:
+    """Maps [B, h, w] on another grid of any size, each cell taking the value at floor(i h / H), floor(j w / W) as torch's
+    "nearest" does; `jax.image.resize` has half-pixel centres (DPM++ sheet, oracle 2)."""
+    rows, columns = (np.arange(new) * old // new for new, old in zip(grid, maps.shape[1:], strict=True))
+    return maps[:, rows][:, :, columns]
 
 
 class PatchEmbed(nn.Module):

@@ -23,7 +23,7 @@ from occreid_jax.losses.metric import l2_normalise
 from occreid_jax.losses.prototypes import masked_cosines
 from occreid_jax.losses.regularisers import head_enrich
 from occreid_jax.methods.dpm_pp import DPMPP, METRIC
-from occreid_jax.numerics.encoders import BACKBONES, norms
+from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
 from occreid_jax.numerics.kind import NUMBER, Kind, grouped
 from occreid_jax.numerics.rankings import COSINE_LIMIT, compare_metrics
 from occreid_jax.types import Meta, Stage
@@ -87,32 +87,17 @@ def compare_matching(file: ReferenceFile) -> Iterator[Comparison]:
 # The network ------------------------------------------------------------------------------------------------------------------
 
 
-def official_settings(cfg: Mapping[str, Any]) -> ConfigDict:
+def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
     """A config of this project's `DPMPP` that is the model and the losses of an official config of DPM or SPT, in float32 and
     without dropping. With ``mask`` False and ``head_weight`` 0 it is SPT's."""
     model, solver = cfg["MODEL"], cfg["SOLVER"]
-    if model["TRANSFORMER_TYPE"] not in BACKBONES:
-        raise UserError(f"unknown TRANSFORMER_TYPE {model['TRANSFORMER_TYPE']!r}; known: {', '.join(BACKBONES)}")
     for key, wanted in (("IF_LABELSMOOTH", "off"), ("ID_LOSS_TYPE", "softmax"), ("JPM", False)):
         if model[key] != wanted:
             raise UserError(f"MODEL.{key} is {model[key]!r}; the official code trains DPM with {wanted!r} alone")
-    rows, columns = model["STRIDE_SIZE"]
-    if rows != columns:
-        raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
     settings = dict(
+        **encoder_settings(model, backbone),
         name="dpm_pp",
-        backbone=BACKBONES[model["TRANSFORMER_TYPE"]],
-        patch=16,
-        stride=rows,
-        camera=model["SIE_CAMERA"],
-        camera_scale=model["SIE_COE"],
         camera_tokens="all",
-        drop_path=0.0,
-        dropout=0.0,
-        attention_dropout=0.0,
-        positions=True,
-        from_scratch=False,
-        remat=False,
         text=False,
         anchor_logits="product",
         identity_weight=IDENTITY_SHARE * model["ID_LOSS_WEIGHT"],
@@ -147,7 +132,7 @@ def official_settings(cfg: Mapping[str, Any]) -> ConfigDict:
 
 def official_method(file: ReferenceFile, **changes: Any) -> DPMPP:
     """The method of the file's official config, with other settings where ``changes`` names them."""
-    config = official_settings(file.config["cfg"])
+    config = official_settings(file.config["cfg"], backbone_of(file))
     config.method.update(changes)
     about = file.config
     meta = Meta(about["num_classes"], about["cameras"], (about["H"], about["W"]), about["B"])

@@ -44,30 +44,45 @@ GRADIENTS = {
 }
 
 
-def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
-    """A config of this project's `TransReID` that is an official one's model and losses, in float32 and without dropping."""
-    model, solver = cfg["MODEL"], cfg["SOLVER"]
+def backbone_of(file: ReferenceFile) -> str:
+    """The encoder that a file's official config names."""
+    kind = file.config["cfg"]["MODEL"]["TRANSFORMER_TYPE"]
+    if kind not in BACKBONES:
+        raise UserError(f"{file.path}: unknown TRANSFORMER_TYPE {kind!r}; known: {', '.join(BACKBONES)}")
+    return BACKBONES[kind]
+
+
+def encoder_settings(model: Mapping[str, Any], backbone: str) -> dict[str, Any]:
+    """Settings of the ViT ``backbone`` as the block MODEL of an official config has them, without dropping anything."""
     rows, columns = model["STRIDE_SIZE"]
     if rows != columns:
         raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
-    settings = dict(
-        name="transreid",
+    return dict(
         backbone=backbone,
         patch=16,
         stride=rows,
         camera=model["SIE_CAMERA"],
         camera_scale=model["SIE_COE"],
-        jpm=model["JPM"],
-        parts=model["DEVIDE_LENGTH"],
-        shift=model["SHIFT_NUM"],
-        shuffle_groups=model["SHUFFLE_GROUP"],
-        rearrange=model["RE_ARRANGE"],
         drop_path=0.0,
         dropout=0.0,
         attention_dropout=0.0,
         positions=True,
         from_scratch=False,
         remat=False,
+    )
+
+
+def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
+    """A config of this project's `TransReID` that is an official one's model and losses, in float32 and without dropping."""
+    model, solver = cfg["MODEL"], cfg["SOLVER"]
+    settings = dict(
+        **encoder_settings(model, backbone),
+        name="transreid",
+        jpm=model["JPM"],
+        parts=model["DEVIDE_LENGTH"],
+        shift=model["SHIFT_NUM"],
+        shuffle_groups=model["SHUFFLE_GROUP"],
+        rearrange=model["RE_ARRANGE"],
         label_smoothing=SMOOTHING if model["IF_LABELSMOOTH"] == "on" else 0.0,
         identity_loss=model["ID_LOSS_TYPE"],
         cosine_scale=solver["COSINE_SCALE"],
@@ -120,10 +135,7 @@ def recognises(file: ReferenceFile) -> bool:
 
 
 def compare(file: ReferenceFile) -> Iterator[Comparison]:
-    kind = file.config["cfg"]["MODEL"]["TRANSFORMER_TYPE"]
-    if kind not in BACKBONES:
-        raise UserError(f"{file.path}: unknown TRANSFORMER_TYPE {kind!r}; known: {', '.join(BACKBONES)}")
-    method, params, extra = official_model(file, BACKBONES[kind])
+    method, params, extra = official_model(file, backbone_of(file))
     batch = {
         "image": jnp.asarray(file.images().transpose(0, 2, 3, 1)),
         "camid": jnp.asarray(file.input("cam_label"), jnp.int32),

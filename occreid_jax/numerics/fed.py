@@ -18,11 +18,10 @@ from ml_collections import ConfigDict
 from occreid_jax import methods
 from occreid_jax.augment.npo import visible_by_difference
 from occreid_jax.banks import info_nce, update_bank
-from occreid_jax.errors import UserError
 from occreid_jax.methods.fed import FED
 from occreid_jax.nn.fed import part_pool, search, similarities, unit
 from occreid_jax.numerics.dpm import official_names, official_weights
-from occreid_jax.numerics.encoders import BACKBONES, norms
+from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
 from occreid_jax.numerics.kind import NUMBER, Kind, grouped
 from occreid_jax.types import Meta, Stage
 from occreid_jax.weights.families import fed
@@ -81,28 +80,13 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
 # The network ------------------------------------------------------------------------------------------------------------------
 
 
-def official_settings(config: Mapping[str, Any]) -> ConfigDict:
+def official_settings(config: Mapping[str, Any], backbone: str) -> ConfigDict:
     """A config of this project's `FED` that is the official model and its losses, in float32 and without dropping."""
     model = config["cfg"]["MODEL"]
-    if model["TRANSFORMER_TYPE"] not in BACKBONES:
-        raise UserError(f"unknown TRANSFORMER_TYPE {model['TRANSFORMER_TYPE']!r}; known: {', '.join(BACKBONES)}")
-    rows, columns = model["STRIDE_SIZE"]
-    if rows != columns:
-        raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
     identity = model["ID_LOSS_WEIGHT"]
     settings = dict(
+        **encoder_settings(model, backbone),
         name="fed",
-        backbone=BACKBONES[model["TRANSFORMER_TYPE"]],
-        patch=16,
-        stride=rows,
-        camera=model["SIE_CAMERA"],
-        camera_scale=model["SIE_COE"],
-        drop_path=0.0,
-        dropout=0.0,
-        attention_dropout=0.0,
-        positions=True,
-        from_scratch=False,
-        remat=False,
         parts=config.get("parts", 4),
         local=True,
         clean=True,
@@ -162,7 +146,7 @@ def occluded_batch(file: ReferenceFile, parts: int) -> dict[str, jax.Array]:
 
 
 def compare(file: ReferenceFile) -> Iterator[Comparison]:
-    config = official_settings(file.config)
+    config = official_settings(file.config, backbone_of(file))
     about = file.config
     meta = Meta(about["num_classes"], about.get("cameras", 1), (about["H"], about["W"]), about["B"])
     params, extra = official_weights(file, fed)

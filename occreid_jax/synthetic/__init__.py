@@ -9,7 +9,7 @@ Public:
 * `captions`, `caption_within`, `caption_variants`, `attribute_prompts`, `TOPICS`, `VARIANTS`: the sentences that describe them;
 * `Camera`, `cameras`: the six cameras of a namespace;
 * `Pose`, `sample_pose`, `render_image`, `Picture`: one image and its truth map as arrays;
-* `OBJECTS`, `render_occluder`: occluders as cut-outs with opacity;
+* `OBJECTS`, `render_occluder`, `loose_occluders`: occluders as cut-outs with opacity, one or many;
 * `stream`: the random generator of one named thing.
 
 Truth maps hold the amodal part label (0 background, 1 head, 2 left arm, 3 right arm, 4 torso, 5 left leg, 6 right leg, 7 left
@@ -22,6 +22,7 @@ from occreid_jax.synthetic.body import Pose
 from occreid_jax.synthetic.cameras import Camera, cameras
 from occreid_jax.synthetic.compose import Picture, render_image, sample_pose
 from occreid_jax.synthetic.difficulty import DIFFICULTY, Difficulty
+from occreid_jax.synthetic.loose import loose_occluders
 from occreid_jax.synthetic.occluders import OBJECTS, render_occluder
 from occreid_jax.synthetic.people import Person, sample_people
 from occreid_jax.synthetic.plan import SIZES, Size
@@ -53,6 +54,7 @@ __all__ = [
     "contact_sheet",
     "generate",
     "render_image",
+    "loose_occluders",
     "render_occluder",
     "sample_people",
     "sample_pose",

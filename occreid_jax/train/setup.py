@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -123,38 +122,16 @@ def caption_table(dataset: Dataset, role: str, seed: int) -> np.ndarray:
     return np.ascontiguousarray(rows[:, :length]).reshape(len(names), -1, length)
 
 
-# Height and width of rendered occluders as shares of the picture's, about as the benchmark places them.
-RENDERED_SHAPES = {
-    "barrier": ((0.3, 0.65), (1.05, 1.3)),
-    "bicycle": ((0.3, 0.65), (0.9, 1.25)),
-    "bush": ((0.3, 0.65), (0.9, 1.25)),
-    "car": ((0.3, 0.6), (1.3, 2.1)),
-    "cart": ((0.3, 0.65), (0.9, 1.25)),
-    "pole": ((1.0, 1.0), (0.15, 0.45)),
-    "sign": ((0.9, 1.05), (0.25, 0.55)),
-    "umbrella": ((0.3, 0.6), (1.0, 1.3)),
-    "wall": ((0.3, 0.65), (1.05, 1.3)),
-}
 RENDERED, RENDERED_VERSION = 540, 1  # pictures of the default library; the version goes up with every change of a pixel
 
 
 def rendered_occluders(seed: int, progress: Callable[[int, int], None], limit: int = RENDERED) -> Iterator[occluders.Occluder]:
-    """Objects as the benchmark draws them, all kinds equally often, with their true contour.
-
-    The random streams have a name of their own: no object of a benchmark's picture is among them, whatever its seed.
-    """
+    """The objects of `synthetic.loose_occluders` as entries of a library."""
     from occreid_jax import synthetic
 
-    kinds = itertools.islice(itertools.cycle(sorted(RENDERED_SHAPES)), limit)
-    for number, kind in enumerate(kinds):
-        rng = synthetic.stream(seed, "occluder_library", number)
-        height, width = (round(side * rng.uniform(*share)) for side, share in zip((256, 128), RENDERED_SHAPES[kind], strict=True))
-        pixels = synthetic.render_occluder(kind, rng, height, width)
-        colour = 118.0 + synthetic.DIFFICULTY.occluder_colour * (pixels[..., :3] - 118.0)  # as far from grey as in the benchmark
-        pixels[..., :3] = np.rint(colour)
-        box = occluders.cut_out(pixels)
-        yield occluders.Occluder(f"{kind} {number}", box, f"occreid_jax.synthetic, seed {seed}", "Apache-2.0")
-        progress(number + 1, limit)
+    for number, (name, pixels) in enumerate(synthetic.loose_occluders(seed, limit), start=1):
+        yield occluders.Occluder(name, occluders.cut_out(pixels), f"occreid_jax.synthetic, seed {seed}", "Apache-2.0")
+        progress(number, limit)
 
 
 def rendered_library(setup: Setup) -> occluders.Library:

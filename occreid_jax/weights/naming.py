@@ -233,6 +233,20 @@ def join(path: str, found: Mapping[int, np.ndarray], rules: Sequence[Rule], sour
     return np.concatenate([found[part] for part in range(PARTS)], axis=-1)
 
 
+def refuse_nameless(
+    weights: Mapping[str, np.ndarray], rules: Sequence[Rule], networks: Sequence[str], whose: str, possible: str
+) -> None:
+    """Raises `UserError` with the parts of a model that no rule names; within ``networks`` the module is told as well."""
+
+    def part(path: str) -> str:
+        names = path.removeprefix("params/").removeprefix("extra/").removeprefix("batch_stats/").split("/")
+        return "/".join(names[: 2 if names[0] in networks else 1])
+
+    if foreign := sorted({part(path) for path in weights if to_name(rules, path) == path}):
+        verb = "has" if len(foreign) == 1 else "have"
+        raise UserError(f"{listed(foreign)} {verb} no names in {whose} checkpoints; what can be written is a {possible}")
+
+
 def export_arrays(weights: Mapping[str, np.ndarray], rules: Sequence[Rule]) -> tuple[Arrays, list[Entry]]:
     """The reverse of `import_arrays`; where several rules name a path the first counts. Raises `UserError` without a rule."""
     arrays, entries = {}, []

@@ -13,7 +13,8 @@ from PIL import Image
 from occreid_jax.data import occluders
 from occreid_jax.data.occluders import Occluder, read_library, write_library
 from occreid_jax.errors import DataError, UserError
-from occreid_jax.train.setup import RENDERED_SHAPES, rendered_occluders
+from occreid_jax.synthetic.loose import SHAPES
+from occreid_jax.train.setup import rendered_occluders
 
 TERMS = ("a source", "a licence")
 
@@ -282,7 +283,7 @@ def test_segment_anything_says_what_it_lacks(tmp_path, monkeypatch):
 def test_rendered_occluders(tmp_path):
     from occreid_jax import synthetic
 
-    assert set(RENDERED_SHAPES) == set(synthetic.OBJECTS)
+    assert set(SHAPES) == set(synthetic.OBJECTS)
     things, again, others = (list(rendered_occluders(seed, quiet, 18)) for seed in (0, 0, 1))
     assert collections.Counter(thing.name.split()[0] for thing in things) == {kind: 2 for kind in synthetic.OBJECTS}
     for thing, same, other in zip(things, again, others, strict=True):

@@ -11,11 +11,22 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from occreid_jax.errors import UserError, listed
+from occreid_jax.errors import UserError
 from occreid_jax.weights.families import Description, Family
 from occreid_jax.weights.families.clip import batch_norm_rules, dense_rules
 from occreid_jax.weights.families.vit import encoder_rules, encoder_shapes
-from occreid_jax.weights.naming import Arrays, Entry, LeftOut, Rule, check_shapes, export_arrays, found, import_arrays, to_name
+from occreid_jax.weights.naming import (
+    Arrays,
+    Entry,
+    LeftOut,
+    Rule,
+    check_shapes,
+    export_arrays,
+    found,
+    import_arrays,
+    refuse_nameless,
+    to_name,
+)
 
 VISUAL, GENERATOR, NECK, PROTOTYPES = "params/visual/", "params/mask_generator/", "params/neck/", "params/prototypes/weight"
 CAMERAS = f"{VISUAL}camera_embed"
@@ -94,12 +105,8 @@ def read(arrays: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descrip
 def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Description]:
     """See `Family.write`. The result lacks ``num_batches_tracked`` and ``base.fc``, which the official model keeps as it made
     them. A model with parts that DPM does not have (texts, prompts, a selection network, CLIP's tower) is refused."""
-    foreign = sorted({part(path) for path in weights if to_name(RULES, path) == path})
-    if foreign:
-        raise UserError(
-            f"{listed(foreign)} {'has' if len(foreign) == 1 else 'have'} no names in DPM's checkpoints; what can be written is a "
-            "model with an ImageNet ViT, transfer.on=false, text=false and mask_level_norm=false"
-        )
+    possible = "model with an ImageNet ViT, transfer.on=false, text=false and mask_level_norm=false"
+    refuse_nameless(weights, RULES, ("visual", "mask_generator"), "DPM's", possible)
     description = checked(weights)
     return *export(weights), description
 
@@ -107,12 +114,6 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
 def export(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry]]:
     """Some or all arrays of a model under PyTorch names, unchecked."""
     return export_arrays(weights, RULES)
-
-
-def part(path: str) -> str:
-    """What of a model a path belongs to: the network's name, and within the encoder and the generator the module's."""
-    names = path.removeprefix(STATISTICS).removeprefix("params/").removeprefix("extra/").split("/")
-    return "/".join(names[: 2 if names[0] in ("visual", "mask_generator") else 1])
 
 
 def fits(names: Collection[str]) -> bool:

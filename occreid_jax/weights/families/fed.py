@@ -13,11 +13,20 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from occreid_jax.errors import UserError, listed
 from occreid_jax.weights.families import Description, Family
 from occreid_jax.weights.families.clip import batch_norm_rules, dense_rules
 from occreid_jax.weights.families.vit import encoder_rules, encoder_shapes
-from occreid_jax.weights.naming import Arrays, Entry, LeftOut, Rule, check_shapes, export_arrays, found, import_arrays, to_name
+from occreid_jax.weights.naming import (
+    Arrays,
+    Entry,
+    LeftOut,
+    Rule,
+    check_shapes,
+    export_arrays,
+    found,
+    import_arrays,
+    refuse_nameless,
+)
 
 BACKBONE, OEM, NECKS, FDM, HEADS = (f"params/{name}/" for name in ("backbone", "oem", "necks", "fdm", "heads"))
 CAMERAS = f"{BACKBONE}camera_embed"
@@ -105,25 +114,10 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
     """See `Family.write`. The result lacks what `LEFT_OUT` names, which the official model keeps as it made it, and the memory
     banks of a run. A model with parts that FED does not have (separate necks, a neck of the global feature) is refused."""
     weights = {path: array for path, array in weights.items() if not path.startswith(BANK)}
-    foreign = sorted({part(path) for path in weights if to_name(RULES, path) == path})
-    if foreign:
-        raise UserError(
-            f"{listed(foreign)} {'has' if len(foreign) == 1 else 'have'} no names in FED's checkpoints; what can be written is a "
-            "model with an ImageNet ViT, necks=shared and global_neck=False"
-        )
+    possible = "model with an ImageNet ViT, necks=shared and global_neck=False"
+    refuse_nameless(weights, RULES, ("backbone",), "FED's", possible)
     description = checked(weights)
-    return *export(weights), description
-
-
-def export(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry]]:
-    """Some or all arrays of a model under PyTorch names, unchecked."""
-    return export_arrays(weights, RULES)
-
-
-def part(path: str) -> str:
-    """What of a model a path belongs to: the network's name, and within the encoder the module's."""
-    names = path.removeprefix("params/").removeprefix("extra/batch_stats/").split("/")
-    return "/".join(names[: 2 if names[0] == "backbone" else 1])
+    return *export_arrays(weights, RULES), description
 
 
 def fits(names: Collection[str]) -> bool:
