@@ -8,7 +8,7 @@ Public:
 * `blocks`: any distance function, block by block,
 * `k_reciprocal`, `rerank_blocks`: k-reciprocal re-ranking of features, and of any method's distance,
 * `average_query_expansion`: features averaged with those of their nearest neighbours,
-* `score_map`, `auroc`, `person_cells`: what a method attends to or selects, against ground truth.
+* `score_shown`, `score_map`, `auroc`, `person_cells`, `covered_shares`: what a method looks at, against ground truth.
 
 Typical use::
 
@@ -28,7 +28,7 @@ from occreid_jax.evaluation.metrics import (
     rank_metrics_blocks,
 )
 from occreid_jax.evaluation.rerank import k_reciprocal, rerank_blocks
-from occreid_jax.evaluation.selection import auroc, person_cells, score_map
+from occreid_jax.evaluation.selection import auroc, covered_shares, person_cells, score_map, score_shown
 
 __all__ = [
     "JUNK",
@@ -39,6 +39,7 @@ __all__ = [
     "auroc",
     "average_query_expansion",
     "blocks",
+    "covered_shares",
     "euclidean",
     "k_reciprocal",
     "normalize",
@@ -47,4 +48,5 @@ __all__ = [
     "rank_metrics_blocks",
     "rerank_blocks",
     "score_map",
+    "score_shown",
 ]

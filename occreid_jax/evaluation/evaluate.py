@@ -21,7 +21,7 @@ from occreid_jax.evaluation.embed import embed_split
 from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics_blocks
 from occreid_jax.evaluation.rerank import rerank_blocks
-from occreid_jax.evaluation.selection import score_maps
+from occreid_jax.evaluation.selection import score_shown
 from occreid_jax.passes import run_pass
 from occreid_jax.types import Dataset, Method
 
@@ -89,8 +89,8 @@ def evaluate(
     for name in ("expansion", "rerank"):
         results["protocol"] += f"+{name}={settings[name]}" if settings[name] else ""
     if selection and dataset.truth is not None:
-        maps = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
-        results["selection"] = score_maps(maps, columns["query"]["parts"])
+        shown = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
+        results["selection"] = score_shown(shown, columns["query"]["parts"])
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics)
@@ -113,23 +113,26 @@ def distances(method: Method, features: Mapping[str, Any], settings) -> Iterator
 def inspect_split(
     method: Method, params: Any, extra: Any, columns: Mapping[str, np.ndarray], batch_size: int, devices: Devices, task
 ) -> dict[str, np.ndarray]:
-    """The maps of `Method.inspect` for every row of ``columns``: float32 or bool, [N, h, w] or [N, k, h, w], by name.
+    """What `Method.inspect` gives for every row of ``columns``, by name: maps float32 or bool, [N, h, w] or [N, k, h, w], and
+    numbers float32 [N].
 
-    Nothing is run if the method has none.
+    Nothing is run if the method has no map.
     """
 
-    def maps(params, extra, batch):
-        shown = method.inspect(params, extra, method.transform(batch))
-        whole = {name: values for name, values in shown.items() if values.ndim in (3, 4)}
-        floats = lambda values: jnp.issubdtype(values.dtype, jnp.inexact)  # noqa: E731
-        return {name: values.astype(jnp.float32) if floats(values) else values != 0 for name, values in whole.items()}
+    def shown(params, extra, batch):
+        found = {
+            name: values.astype(jnp.float32) if values.ndim == 1 or jnp.issubdtype(values.dtype, jnp.inexact) else values != 0
+            for name, values in method.inspect(params, extra, method.transform(batch)).items()
+            if values.ndim in (1, 3, 4)
+        }
+        return found if any(values.ndim > 1 for values in found.values()) else {}
 
     shardings = (devices.replicated, devices.replicated, devices.rows)
-    function = jax.jit(maps, in_shardings=shardings, out_shardings=devices.replicated)
+    function = jax.jit(shown, in_shardings=shardings, out_shardings=devices.replicated)
     total = len(columns["camid"])
     raw = {name: jax.ShapeDtypeStruct((devices.count, *table.shape[1:]), table.dtype) for name, table in columns.items()}
     raw |= {name: jax.ShapeDtypeStruct((devices.count,), dtype) for name, dtype in (("index", np.int32), ("valid", bool))}
-    if not jax.eval_shape(maps, params, extra, raw):
+    if not jax.eval_shape(shown, params, extra, raw):
         return {}
     with task("inspecting query", total) as progress:
         return run_pass(lambda batch: function(params, extra, batch), columns, batch_size, devices, progress)

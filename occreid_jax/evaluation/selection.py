@@ -1,31 +1,38 @@
-"""What a method attends to or selects, scored against the visible person that the renderer knows. Numpy only.
+"""What a method attends to or selects, scored against the visible person and the occluders that the renderer knows. Numpy only.
 
-Maps are told apart by shape and type, as in the report: float maps are scores of cells, bool or integer maps choose cells;
-[N, h, w] is one map per picture, [N, k, h, w] are several, numbered from 1. A cell is a box of the h x w grid over the picture.
+Arrays are told apart by shape and type, as in the report: float maps are scores of cells, bool or integer maps choose cells;
+[N, h, w] is one map per picture, [N, k, h, w] are several, numbered from 1; [N] is a number per picture. A cell is a box of the
+h x w grid over the picture.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from occreid_jax.parts import visible_person
+from occreid_jax.parts import OCCLUDED, visible_person
 
 BLOCK = 64  # pictures of labels looked at at once
 
 
-def score_maps(maps: Mapping[str, np.ndarray], parts: np.ndarray) -> dict[str, dict[str, Any]]:
-    """`score_map` of every map against the visible person in ``parts`` uint8 [N, H, W]: map name -> scores."""
-    grids: dict[tuple[int, int], np.ndarray] = {}
-    scores = {}
-    for name, values in each_map(maps):
+def score_shown(shown: Mapping[str, np.ndarray], parts: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Every map and number of ``shown`` by name: `score_map` against ``parts`` uint8 [N, H, W], or mean and deviation [N]."""
+    grids: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+    scores = {name: score_number(values) for name, values in shown.items() if values.ndim == 1}
+    for name, values in each_map({name: values for name, values in shown.items() if values.ndim > 1}):
         grid = values.shape[1:]
         if grid not in grids:
-            grids[grid] = person_cells(parts, grid)
-        scores[name] = score_map(values, grids[grid])
+            grids[grid] = person_cells(parts, grid), covered_shares(parts, grid)
+        scores[name] = score_map(values, *grids[grid])
     return scores
+
+
+def score_number(values: np.ndarray) -> dict[str, float]:
+    """``mean`` and ``deviation`` (of the population) of numbers [N]."""
+    values = np.asarray(values, np.float64)
+    return {"mean": round(float(values.mean()), 4), "deviation": round(float(values.std()), 4)}
 
 
 def each_map(maps: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]:
@@ -38,18 +45,24 @@ def each_map(maps: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]
                 yield f"{name} {number + 1}", values[:, number]
 
 
-def score_map(values: np.ndarray, person: np.ndarray) -> dict[str, Any]:
-    """Scores of one map [N, h, w] against ``person`` bool [N, h, w], over the cells of all pictures together.
+def score_map(values: np.ndarray, person: np.ndarray, covered: np.ndarray) -> dict[str, Any]:
+    """Scores of one map [N, h, w] against ``person`` bool [N, h, w] and ``covered`` float [N, h, w], the share of each cell that
+    an occluder covers; over the cells of all pictures together.
 
-    A float map gives ``auroc`` (0 .. 1). A bool or integer map gives, in percent, ``precision`` and ``recall`` of its cells that
-    are not 0, the share ``selected``, and what choosing as many cells of every picture at random reaches on average:
-    ``random_precision``, ``random_recall``. Both give ``person_cells``, the percentage of cells that are person. A value that
-    does not exist (no cell chosen, no person, NaN in the map) is None.
+    A float map gives ``auroc`` (0 .. 1), how well it tells person from the rest; ``covered_auroc``, how often a cell of which at
+    least half is covered scores *lower* than another; and ``covered_correlation``, Pearson's, with the covered share. A bool or
+    integer map gives, in percent, ``precision`` and ``recall`` of its cells that are not 0, the share ``selected``, and what
+    choosing as many cells of every picture at random reaches on average: ``random_precision``, ``random_recall``. Both give
+    ``person_cells``, the percentage of cells that are person. A value that does not exist (no cell chosen, no person, NaN in the
+    map, nothing varies) is None.
     """
     person = person.astype(bool)
     if np.issubdtype(values.dtype, np.floating):
-        area = auroc(values, person)
-        scores = {"auroc": None if area is None else round(area, 4)}
+        scores = {
+            "auroc": rounded(auroc(values, person)),
+            "covered_auroc": rounded(auroc(-values, covered >= 0.5)),
+            "covered_correlation": rounded(correlation(values, covered)),
+        }
     else:
         chosen = (values != 0).reshape(len(values), -1)
         truth = person.reshape(len(person), -1)
@@ -63,6 +76,10 @@ def score_map(values: np.ndarray, person: np.ndarray) -> dict[str, Any]:
             "random_recall": percent(hits_by_chance, int(persons.sum())),
         }
     return scores | {"person_cells": percent(int(person.sum()), person.size)}
+
+
+def rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
 
 
 def percent(part: float, whole: int) -> float | None:
@@ -87,17 +104,35 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     return int((above * (2 * lower + below)).sum()) / (2 * pairs)
 
 
+def correlation(first: np.ndarray, second: np.ndarray) -> float | None:
+    """Pearson's correlation of two arrays of one shape, -1 .. 1; None if one is constant or not finite."""
+    pair = np.stack([np.ravel(first), np.ravel(second)]).astype(np.float64)
+    if not pair.size or not np.isfinite(pair).all() or (np.ptp(pair, axis=1) == 0).any():
+        return None
+    return float(np.corrcoef(pair)[0, 1])
+
+
 def person_cells(parts: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
     """bool [N, h, w]: cells of which the visible person fills at least half. ``parts`` uint8 [N, H, W], ``grid`` (h, w).
 
     Pixels that a cell's border cuts count with the part that lies inside. Areas are counted as integers, so a half is a half.
     """
+    return 2 * cell_areas(parts, grid, visible_person) >= parts.shape[1] * parts.shape[2]
+
+
+def covered_shares(parts: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """float64 [N, h, w]: the share of each cell's area that an occluder covers, person or background behind it."""
+    return cell_areas(parts, grid, lambda labels: labels & OCCLUDED > 0) / (parts.shape[1] * parts.shape[2])
+
+
+def cell_areas(parts: np.ndarray, grid: tuple[int, int], chosen: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """float64 [N, h, w]: area of the pixels that ``chosen`` picks in every cell; a cell as a whole has H W. Whole numbers."""
     height, width = parts.shape[1:]
     rows, columns = overlaps(height, grid[0]), overlaps(width, grid[1])
-    result = np.empty((len(parts), *grid), bool)
+    result = np.empty((len(parts), *grid))
     for start in range(0, len(parts), BLOCK):
-        visible = visible_person(np.asarray(parts[start : start + BLOCK])).astype(np.float64)
-        result[start : start + BLOCK] = 2 * (rows @ visible @ columns.T) >= height * width
+        pixels = chosen(np.asarray(parts[start : start + BLOCK])).astype(np.float64)
+        result[start : start + BLOCK] = rows @ pixels @ columns.T
     return result
 
 

@@ -25,7 +25,7 @@ from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.methods.base import MethodBase
 from occreid_jax.nn import vit
-from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, part_bins, part_pool, search, unit
+from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, part_pool, search, unit
 from occreid_jax.nn.layers import BatchNorm
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
 from occreid_jax.weights.trees import merge_encoder
@@ -296,15 +296,13 @@ class FED(MethodBase):
         return self.test_features(params, extra, batch)[self.settings.test_feature]
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
-        """``attention`` float32 [B, h, w] of the cls token, sums to 1; with OEM ``visibility`` float32 [B, h, w], the score of
-        the stripe that a patch lies in, and the score of each stripe from the top, float32 [B]."""
+        """``attention`` float32 [B, h, w] of the cls token, sums to 1; with OEM ``visibility`` float32 [B, P, 1], the
+        scores of the stripes, and each stripe's beside it, from the top, float32 [B]."""
         grid = self.backbone.grid
         encoded = self.encode(params, batch["image"], batch["camid"], return_cls_logits=True)
         shown = {"attention": self.attention_map(encoded.cls_logits[..., 1:], grid)}
         if self.settings.oem:
-            starts = np.array([start for start, _ in part_bins(grid[0] * grid[1], self.settings.parts)])
-            stripe = np.searchsorted(starts, np.arange(grid[0] * grid[1]), side="right") - 1
-            shown["visibility"] = encoded.scores[:, stripe].reshape(-1, *grid)
+            shown["visibility"] = encoded.scores[:, :, None]
             shown |= {f"stripe {number} score": score for number, score in enumerate(encoded.scores.T, start=1)}
         return shown
 

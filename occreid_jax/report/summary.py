@@ -25,12 +25,16 @@ PACKAGES = ("occreid_jax", "jax", "flax", "optax", "numpy")
 HEADINGS = {"mAP": "mAP", "rank1": "R-1", "rank5": "R-5", "rank10": "R-10", "mINP": "mINP", "untrained_mAP": "untrained mAP"}
 MEASURES = {
     "auroc": "AUROC of person cells (chance: 0.5)",
+    "covered_auroc": "AUROC of covered cells by low scores (chance: 0.5)",
+    "covered_correlation": "correlation with the covered share of the cell",
     "precision": "precision, %",
     "recall": "recall, %",
     "selected": "cells selected, %",
     "random_precision": "precision of as many cells at random, %",
     "random_recall": "recall of as many cells at random, %",
     "person_cells": "cells that are person, %",
+    "mean": "mean",
+    "deviation": "standard deviation",
 }  # what the scores against ground truth are called
 UNSHOWN = ("report.", "loop.log_every")  # settings that the command to run again need not repeat
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +14,7 @@ from occreid_jax.distributed import Devices, place
 from occreid_jax.evaluation.embed import make_embed
 from occreid_jax.train import state
 from occreid_jax.train.plan import StagePlan
-from occreid_jax.train.step import StageStep
+from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Method, Stage
 
 # Dense bfloat16 peak in FLOP/s by device kind, from the vendors' data sheets (without sparsity).
@@ -97,41 +96,45 @@ def figures(
     }
 
 
-def measure_train(method: Method, stage: Stage, columns: dict[str, np.ndarray], devices: Devices, steps: int) -> dict:
-    """Times the jitted training step of ``stage`` on resident ``columns`` (made-up or real), and again without augmentation.
+def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], devices: Devices, steps: int) -> dict:
+    """Times the jitted training step of ``stage`` on resident ``tables`` (made-up or real), and its augmentation by itself.
 
-    The share of augmentation is 1 - (step with the test transform) / (step); both programs run in turn, so that a machine whose
-    speed drifts does not spoil the ratio.
+    ``tables`` hold a column for each of the stage's inputs, ``camid`` and ``label``, and what the stage shares. The share of
+    augmentation is its time over the step's; both run in turn, so that a machine whose speed drifts does not spoil the ratio.
     """
     batch_size = stage.sampler.batch_size
-    rows = np.random.default_rng(0).integers(0, len(columns["label"]), (1, batch_size)).astype(np.int32)
+    rows = np.random.default_rng(0).integers(0, len(tables["label"]), (1, batch_size)).astype(np.int32)
     rows[0] = np.sort(rows[0])  # groups of one identity stand together, as the samplers make them
     plan = StagePlan(0, stage, 0, np.array([10**6]), lambda epoch: rows)
-    plain = dataclasses.replace(stage, augment=lambda rng, batch: method.transform(batch))
-    tables = resident.device_tables({name: columns[name] for name in (*stage.inputs, "camid", "label")}, devices.replicated)
-    placed = place(rows, devices.steps)
+    placed = resident.device_tables({name: tables[name] for name in (*stage.inputs, *COLUMNS, *stage.shared)}, devices.replicated)
+    rows = place(rows, devices.steps)
     params, extra = jax.jit(method.init)(jax.random.key(0))
-    runs = []
-    for version in (stage, plain):
-        step = StageStep(method, dataclasses.replace(plan, stage=version), params)
-        current = place(jax.tree.map(lambda x: x.copy(), state.create(params, extra, 0)), devices.replicated)
-        current = current.replace(opt_state=place(step.init(current.params), devices.replicated))
-        started = time.perf_counter()
-        executable = step.jitted(devices).lower(current, tables, placed).compile()
-        runs.append([executable, current, time.perf_counter() - started, []])
+    step = StageStep(method, plan, params)
+    current = place(state.create(params, extra, 0), devices.replicated)
+    current = current.replace(opt_state=place(step.init(current.params), devices.replicated))
+    started = time.perf_counter()
+    executable = step.jitted(devices).lower(current, placed, rows).compile()
+    compile_seconds = time.perf_counter() - started
+    batch = jax.jit(step.load)(current, placed, rows[0])
+    augment = jax.jit(stage.augment).lower(current.rng, batch).compile()
+    whole, alone = [], []
     for number in range(steps + 2):
-        for run in runs:
-            started = time.perf_counter()
-            run[1], metrics = run[0](run[1], tables, placed)
-            jax.block_until_ready(metrics)
-            if number >= 2:
-                run[3].append(time.perf_counter() - started)
-    (executable, _, compile_seconds, full), (_, _, _, bare) = runs
+        started = time.perf_counter()
+        current, metrics = executable(current, placed, rows)
+        jax.block_until_ready(metrics)
+        between = time.perf_counter()
+        jax.block_until_ready(augment(current.rng, batch))
+        if number >= 2:
+            whole.append(between - started)
+            alone.append(time.perf_counter() - between)
     row = figures(
-        np.array(full), batch_size, compile_seconds, TRAIN_FACTOR * method.forward_flops(), devices.count, executable
+        np.array(whole), batch_size, compile_seconds, TRAIN_FACTOR * method.forward_flops(), devices.count, executable
     )
-    row["augmentation_share"] = 1.0 - float(np.median(bare)) / float(np.median(full))
-    return row
+    augmentation = float(np.median(alone))
+    return row | {
+        "augmented_per_second": batch_size / augmentation,
+        "augmentation_share": augmentation / float(np.median(whole)),
+    }
 
 
 def measure_embed(method: Method, columns: dict[str, np.ndarray], batch_size: int, devices: Devices, steps: int) -> dict:

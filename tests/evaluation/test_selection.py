@@ -1,4 +1,4 @@
-"""Scores of maps against the visible person: by brute force, by hand, by simulation, and through an evaluation."""
+"""Scores of maps against the visible person and occluders: by brute force, by hand, by simulation, through an evaluation."""
 
 import itertools
 
@@ -14,6 +14,7 @@ from occreid_jax.parts import OCCLUDED
 from occreid_jax.types import Dataset, Split
 
 RNG = np.random.default_rng(5)
+OPEN = np.zeros((3, 2, 2))  # nothing is covered
 
 
 def brute_force(scores: np.ndarray, positive: np.ndarray) -> float:
@@ -41,7 +42,7 @@ def test_masks_by_hand():
     person[0, 0] = True  # two of four cells
     person[1, 0, 0] = True  # one of four
     mask = np.array([[[1, 0], [1, 0]], [[0, 0], [0, 1]]])  # one of two right; the only one wrong
-    assert selection.score_map(mask, person) == {
+    assert selection.score_map(mask, person, OPEN[:2]) == {
         "precision": 33.33, "recall": 33.33, "selected": 37.5,
         # two of the first picture's cells hold 2 * 2 / 4 persons, one of the second's 1 * 1 / 4: 1.25 of 3
         "random_precision": 41.67, "random_recall": 41.67, "person_cells": 37.5,
@@ -51,7 +52,7 @@ def test_masks_by_hand():
 def test_a_random_selection_is_what_it_says():
     person = RNG.random((5, 4, 3)) < np.array([0.1, 0.3, 0.5, 0.7, 0.9])[:, None, None]
     mask = RNG.random((5, 4, 3)) < np.array([0.9, 0.2, 0.5, 0.4, 0.6])[:, None, None]
-    got = selection.score_map(mask, person)
+    got = selection.score_map(mask, person, np.zeros((5, 4, 3)))
     hits = []
     for _ in range(4000):
         shuffled = RNG.permuted(mask.reshape(5, -1), axis=1).reshape(mask.shape)
@@ -62,16 +63,40 @@ def test_a_random_selection_is_what_it_says():
 
 def test_pictures_that_are_all_person_or_none_and_empty_selections():
     every, none = np.ones((1, 2, 2), bool), np.zeros((1, 2, 2), bool)
-    got = selection.score_map(none, every)
+    got = selection.score_map(none, every, OPEN[:1])
     assert got["precision"] is None and got["random_precision"] is None and got["recall"] == 0 and got["selected"] == 0
-    got = selection.score_map(every, none)
+    got = selection.score_map(every, none, OPEN[:1])
     assert got["recall"] is None and got["random_recall"] is None and got["precision"] == 0 and got["person_cells"] == 0
-    got = selection.score_map(every, every)
+    got = selection.score_map(every, every, OPEN[:1])
     assert got["precision"] == got["random_precision"] == got["recall"] == got["random_recall"] == 100
     # such pictures count where others are there as well
-    both = selection.score_map(np.concatenate([every, none, none]), np.concatenate([every, none, every]))
+    both = selection.score_map(np.concatenate([every, none, none]), np.concatenate([every, none, every]), OPEN)
     assert both["precision"] == 100 and both["recall"] == 50 and both["selected"] == 33.33
-    assert selection.score_map(RNG.random((1, 2, 2)), every) == {"auroc": None, "person_cells": 100.0}
+    assert selection.score_map(RNG.random((1, 2, 2)), every, OPEN[:1]) == {
+        "auroc": None, "covered_auroc": None, "covered_correlation": None, "person_cells": 100.0,
+    }  # fmt: skip
+
+
+def test_low_scores_find_covered_cells():
+    parts = np.zeros((1, 8, 4), np.uint8)
+    parts[0, 6:] = OCCLUDED | 5  # the last stripe as a whole
+    parts[0, 4:6, :2] = OCCLUDED  # half of the third, background alone
+    parts[0, 2, 0] = OCCLUDED  # an eighth of the second
+    covered = selection.covered_shares(parts, (4, 1))
+    np.testing.assert_array_equal(covered[0, :, 0], [0, 0.125, 0.5, 1])
+    person = selection.person_cells(parts, (4, 1))
+    assert not person.any()
+    rising = np.array([0.1, 0.2, 0.3, 0.4]).reshape(1, 4, 1)
+    got = [selection.score_map(values, person, covered) for values in (1 - covered, rising, np.full((1, 4, 1), 0.7))]
+    assert [each["covered_auroc"] for each in got] == [1, 0, 0.5]
+    by_hand = (rising - 0.25).ravel() @ (covered - 0.40625).ravel() / (0.05 * 0.60546875) ** 0.5
+    assert got[0]["covered_correlation"] == -1 and got[1]["covered_correlation"] == round(by_hand, 4)
+    assert got[2]["covered_correlation"] is None  # nothing varies
+
+
+def test_numbers_are_told_by_mean_and_deviation():
+    found = selection.score_shown({"k": np.array([48, 50, 52], np.float32)}, np.zeros((3, 4, 2), np.uint8))
+    assert found == {"k": {"mean": 50.0, "deviation": 1.633}}
 
 
 def test_a_cell_is_person_from_half_of_its_pixels_on():
@@ -94,9 +119,11 @@ def test_cells_whose_borders_cut_pixels():
 def test_several_maps_are_numbered_from_one():
     parts = (RNG.random((70, 8, 4)) < 0.5).astype(np.uint8)
     maps = {"heads": RNG.random((70, 2, 4, 2)), "mask": RNG.random((70, 2, 2)) < 0.5}
-    scores = selection.score_maps(maps, parts)
+    scores = selection.score_shown(maps, parts)
     assert list(scores) == ["heads 1", "heads 2", "mask"]
-    assert scores["heads 2"] == selection.score_map(maps["heads"][:, 1], selection.person_cells(parts, (4, 2)))
+    assert scores["heads 2"] == selection.score_map(
+        maps["heads"][:, 1], selection.person_cells(parts, (4, 2)), selection.covered_shares(parts, (4, 2))
+    )
 
 
 class Stub:
@@ -127,7 +154,7 @@ class Stub:
 @pytest.mark.parametrize("devices", [1, 2])
 def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     images = RNG.integers(0, 256, (14, 4, 2, 3), np.uint8)
-    parts = (RNG.random((5, 4, 2)) < 0.4).astype(np.uint8)
+    parts = (RNG.random((5, 4, 2)) < 0.4).astype(np.uint8) | np.where(RNG.random((5, 4, 2)) < 0.3, OCCLUDED, 0).astype(np.uint8)
     rows = np.arange(14)
     pids, camids = (rows % 3).astype(np.int32) + 1, (rows >= 5).astype(np.int32)
     part = lambda rows: Split(tmp_path, tuple(f"query/{row}.jpg" for row in rows), pids[rows], camids[rows])  # noqa: E731
@@ -146,11 +173,12 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
         return method, found.results
 
     method, results = run()
-    person = parts > 0
+    person, covered = parts == 1, (parts & OCCLUDED) / OCCLUDED
     red = jnp.asarray(images[:5, ..., 0]).astype(jnp.bfloat16).astype(jnp.float32)
     assert results["selection"] == {
-        "red": selection.score_map(np.asarray(red), person),
-        "some": selection.score_map(np.asarray(red) > 100, person),
+        "number": selection.score_number(np.asarray(red.astype(jnp.bfloat16).mean(axis=(1, 2)), np.float32)),
+        "red": selection.score_map(np.asarray(red), person, covered),
+        "some": selection.score_map(np.asarray(red) > 100, person, covered),
     }
     assert results["selection"]["red"]["auroc"] == round(brute_force(np.asarray(red), person), 4)
     method, plain = run(scored=False)
