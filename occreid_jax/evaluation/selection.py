@@ -50,18 +50,19 @@ def score_map(values: np.ndarray, person: np.ndarray, covered: np.ndarray) -> di
     an occluder covers; over the cells of all pictures together.
 
     A float map gives ``auroc`` (0 .. 1), how well it tells person from the rest; ``covered_auroc``, how often a cell of which at
-    least half is covered scores *lower* than another; and ``covered_correlation``, Pearson's, with the covered share. A bool or
-    integer map gives, in percent, ``precision`` and ``recall`` of its cells that are not 0, the share ``selected``, and what
-    choosing as many cells of every picture at random reaches on average: ``random_precision``, ``random_recall``. Both give
-    ``person_cells``, the percentage of cells that are person. A value that does not exist (no cell chosen, no person, NaN in the
-    map, nothing varies) is None.
+    least half is covered scores *lower* than the same cell of another picture that is not; and ``covered_correlation``, Pearson's
+    with the covered share, both as differences from the cell's mean over all pictures. Comparing a place with itself alone keeps
+    out that occluders stand low and that a map may be low there too. A bool or integer map gives, in percent, ``precision`` and
+    ``recall`` of its cells that are not 0, the share ``selected``, and what choosing as many cells of every picture at random
+    reaches on average: ``random_precision``, ``random_recall``. Both give ``person_cells``, the percentage of cells that are
+    person. A value that does not exist (no cell chosen, no person, NaN in the map, nothing varies) is None.
     """
     person = person.astype(bool)
     if np.issubdtype(values.dtype, np.floating):
         scores = {
             "auroc": rounded(auroc(values, person)),
-            "covered_auroc": rounded(auroc(-values, covered >= 0.5)),
-            "covered_correlation": rounded(correlation(values, covered)),
+            "covered_auroc": rounded(auroc_by_place(-values, covered >= 0.5)),
+            "covered_correlation": rounded(correlation(*(centred(each) for each in (values, covered)))),
         }
     else:
         chosen = (values != 0).reshape(len(values), -1)
@@ -78,6 +79,11 @@ def score_map(values: np.ndarray, person: np.ndarray, covered: np.ndarray) -> di
     return scores | {"person_cells": percent(int(person.sum()), person.size)}
 
 
+def centred(maps: np.ndarray) -> np.ndarray:
+    """float64 [N, h, w]: differences from every cell's mean over the pictures."""
+    return np.asarray(maps, np.float64) - np.mean(maps, axis=0, dtype=np.float64)
+
+
 def rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 4)
 
@@ -92,16 +98,24 @@ def auroc(scores: np.ndarray, positive: np.ndarray) -> float | None:
     ``scores`` float [...], ``positive`` bool [...]. Exact: the pairs are counted as integers. None if there is no pair or a score
     is NaN.
     """
-    scores, positive = np.ravel(scores), np.ravel(positive)
-    positives = int(positive.sum())
-    pairs = positives * (positive.size - positives)
-    if not pairs or np.isnan(scores).any():
-        return None
+    won, pairs = pairs_won(np.ravel(scores), np.ravel(positive))
+    return None if not pairs or np.isnan(scores).any() else won / (2 * pairs)
+
+
+def auroc_by_place(scores: np.ndarray, positive: np.ndarray) -> float | None:
+    """`auroc` of [N, h, w] over the pairs of pictures that differ at a cell, every cell compared with itself alone."""
+    columns = zip(scores.reshape(len(scores), -1).T, positive.reshape(len(positive), -1).T, strict=True)
+    won, pairs = np.sum([pairs_won(*column) for column in columns], axis=0).tolist()
+    return None if not pairs or np.isnan(scores).any() else won / (2 * pairs)
+
+
+def pairs_won(scores: np.ndarray, positive: np.ndarray) -> tuple[int, int]:
+    """Twice the number of pairs in which a positive scores higher, a tie counting half, and the number of pairs; both [N]."""
     values, place = np.unique(scores, return_inverse=True)
     above = np.bincount(place[positive], minlength=len(values)).astype(np.int64)
     below = np.bincount(place[~positive], minlength=len(values)).astype(np.int64)
     lower = np.cumsum(below) - below  # negatives with a smaller score
-    return int((above * (2 * lower + below)).sum()) / (2 * pairs)
+    return int((above * (2 * lower + below)).sum()), int(above.sum()) * int(below.sum())
 
 
 def correlation(first: np.ndarray, second: np.ndarray) -> float | None:

@@ -25,8 +25,8 @@ PACKAGES = ("occreid_jax", "jax", "flax", "optax", "numpy")
 HEADINGS = {"mAP": "mAP", "rank1": "R-1", "rank5": "R-5", "rank10": "R-10", "mINP": "mINP", "untrained_mAP": "untrained mAP"}
 MEASURES = {
     "auroc": "AUROC of person cells (chance: 0.5)",
-    "covered_auroc": "AUROC of covered cells by low scores (chance: 0.5)",
-    "covered_correlation": "correlation with the covered share of the cell",
+    "covered_auroc": "AUROC of covered cells, low scores, place by place (chance: 0.5)",
+    "covered_correlation": "correlation with the covered share, place by place",
     "precision": "precision, %",
     "recall": "recall, %",
     "selected": "cells selected, %",

@@ -258,7 +258,8 @@ class Trainer:
         shapes = lambda tree: jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree)  # noqa: E731
         if shapes(extra) != shapes(current.extra):
             raise TypeError(f"prepare of stage {plan.stage.name} changed the structure of extra; init must allocate it")
-        return current.replace(extra=self.on_devices(extra))
+        # The step gives every buffer away, so what `prepare` put in two places must be two arrays.
+        return current.replace(extra=self.on_devices(jax.tree.map(lambda x: x.copy(), extra)))
 
     # Telling -------------------------------------------------------------------------------------------------------------
 

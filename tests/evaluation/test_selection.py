@@ -78,18 +78,23 @@ def test_pictures_that_are_all_person_or_none_and_empty_selections():
 
 
 def test_low_scores_find_covered_cells():
-    parts = np.zeros((1, 8, 4), np.uint8)
-    parts[0, 6:] = OCCLUDED | 5  # the last stripe as a whole
-    parts[0, 4:6, :2] = OCCLUDED  # half of the third, background alone
-    parts[0, 2, 0] = OCCLUDED  # an eighth of the second
+    parts = np.zeros((3, 8, 4), np.uint8)
+    parts[0, 6:] = OCCLUDED | 5  # the first picture's last stripe as a whole
+    parts[1, 6:, :2] = OCCLUDED  # half of the second's, background alone
+    parts[2, 2, 0] = OCCLUDED  # an eighth of the third's second stripe
     covered = selection.covered_shares(parts, (4, 1))
-    np.testing.assert_array_equal(covered[0, :, 0], [0, 0.125, 0.5, 1])
+    np.testing.assert_array_equal(covered[..., 0], [[0, 0, 0, 1], [0, 0, 0, 0.5], [0, 0.125, 0, 0]])
     person = selection.person_cells(parts, (4, 1))
     assert not person.any()
-    rising = np.array([0.1, 0.2, 0.3, 0.4]).reshape(1, 4, 1)
-    got = [selection.score_map(values, person, covered) for values in (1 - covered, rising, np.full((1, 4, 1), 0.7))]
-    assert [each["covered_auroc"] for each in got] == [1, 0, 0.5]
-    by_hand = (rising - 0.25).ravel() @ (covered - 0.40625).ravel() / (0.05 * 0.60546875) ** 0.5
+    told = np.array([[5.0, 5, 5, 0.2], [5, 5, 5, 0.6], [5, 4.9, 5, 0.5]])[..., None]  # one pair of two is right
+    always_low = np.broadcast_to(np.array([4.0, 3, 2, 1])[:, None], (3, 4, 1))  # stripes that are often covered, whatever is seen
+    got = [selection.score_map(values, person, covered) for values in (1 - covered, told, always_low)]
+    assert [each["covered_auroc"] for each in got] == [1, 0.5, 0.5]
+    first = np.array([1 / 3, 1 / 3, -2 / 3]) * 0.1  # second and fourth stripe of `told` less their means, and of what is covered
+    last = np.array([0.2, 0.6, 0.5]) - 1.3 / 3
+    second = np.array([-1 / 3, -1 / 3, 2 / 3]) * 0.125
+    fourth = np.array([0.5, 0.0, -0.5])
+    by_hand = (first @ second + last @ fourth) / ((first @ first + last @ last) * (second @ second + fourth @ fourth)) ** 0.5
     assert got[0]["covered_correlation"] == -1 and got[1]["covered_correlation"] == round(by_hand, 4)
     assert got[2]["covered_correlation"] is None  # nothing varies
 
