@@ -23,6 +23,7 @@ DATASETS = {
 
 TINY = "clip_tiny"  # the backbone whose weights ship with the package
 EPOCHS = {"tiny CLIP": {"demo": 20, "small": 8}, "nothing": {"demo": 30, "small": 12}}  # of small encoders, by their start
+TWIN_EPOCHS = {"tiny CLIP": {"demo": 12, "small": 6}, "nothing": {"demo": 18, "small": 9}}  # for twins
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -159,12 +160,15 @@ def finish_small(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDi
     small_stage(config, arg)
 
 
-def small_stage(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict) -> None:
-    """Batches, augmentation, epochs, optimiser and start of the stage "main" for the small rendered pictures, in place."""
+def small_stage(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDict, twins: bool = False) -> None:
+    """Batches, augmentation, epochs, optimiser and start of the stage "main" for the small rendered pictures, in place.
+
+    ``twins``: every picture passes the encoder twice, clean and occluded.
+    """
     main, pretrained = config.stages.main, config.method.backbone == TINY
     main.sampler = identity_sampler(8, 4)
     main.augment.pad = 5
-    main.epochs = EPOCHS["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
+    main.epochs = (TWIN_EPOCHS if twins else EPOCHS)["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
     main.optimizer = small_optimizer(pretrained)
     if pretrained:
         config.init.weights = "tiny_clip"

@@ -126,6 +126,6 @@ def get_config(arg: str = ""):
     )
     if common.is_small(config):
         config.method.update(test_feature="after", label_smoothing=0.1)
-        common.small_stage(config, arg)
+        common.small_stage(config, arg, twins=True)
     common.change(config, ROWS.get(arg.row, {}))
     return config

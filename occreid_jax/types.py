@@ -91,6 +91,7 @@ class Stage:
     inputs: tuple[str, ...] = ("image",)  # tables gathered per image
     shared: tuple[str, ...] = ()  # tables handed over whole, for example a library of occluders
     refresh_every: int = 0  # epochs between calls of Method.prepare; 0 means at the stage start only
+    views: int = 1  # of a picture that pass the network in a step, for utilisation: 2 with an occluded twin
 
 
 class Aux(NamedTuple):

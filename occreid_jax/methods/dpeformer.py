@@ -111,7 +111,7 @@ class DPEFormer(MethodBase):
             return plain
         augment = roa(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
         shared = LIBRARY if block.augment.occlusion.kind in PASTED else ()
-        return dataclasses.replace(plain, augment=augment, shared=shared)
+        return dataclasses.replace(plain, augment=augment, shared=shared, views=2)
 
     # Parameters and memory --------------------------------------------------------------------------------------------
 

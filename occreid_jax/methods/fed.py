@@ -100,7 +100,7 @@ class FED(MethodBase):
             raise UserError(f"config.stages.{name}.augment.occlusion.parts={occlusion.parts} differs from {told}")
         augment = npo(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
         shared = LIBRARY if occlusion.kind == "npo" else ()
-        return dataclasses.replace(super().stage(name, block), augment=augment, shared=shared)
+        return dataclasses.replace(super().stage(name, block), augment=augment, shared=shared, views=len(self.views))
 
     # Parameters -------------------------------------------------------------------------------------------------------
 

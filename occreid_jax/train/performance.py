@@ -127,9 +127,8 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
         if number >= 2:
             whole.append(between - started)
             alone.append(time.perf_counter() - between)
-    row = figures(
-        np.array(whole), batch_size, compile_seconds, TRAIN_FACTOR * method.forward_flops(), devices.count, executable
-    )
+    flops = TRAIN_FACTOR * stage.views * method.forward_flops()
+    row = figures(np.array(whole), batch_size, compile_seconds, flops, devices.count, executable)
     augmentation = float(np.median(alone))
     return row | {
         "augmented_per_second": batch_size / augmentation,

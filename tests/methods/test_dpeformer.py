@@ -407,6 +407,7 @@ def test_published_sizes():
     image = {"image": jnp.zeros((2, 256, 128, 3)), "camid": jnp.zeros(2, jnp.int32)}
     assert jax.eval_shape(lambda p, e: method.embed(p, e, image, "query"), params, extra).shape == (2, 3072)
     assert method.forward_flops() > 2 * 11.2e9
+    assert method.stages()[0].views == 2 and create("backbone=micro,row=baseline").stages()[0].views == 1
 
 
 def test_pretrained_weights_are_the_encoder_s():

@@ -377,6 +377,7 @@ def test_every_row_of_the_tables_can_be_built(row):
     assert config.stages.main.augment.erasing == (0.5 if row == "erasing" else 0.0)
     if whole:
         assert method.views == (("clean", "occluded") if row == "npo" else ("occluded",))
+        assert method.stages()[0].views == len(method.views)
         raw = batch(8) | {"image": jnp.zeros((8, 64, 32, 3), jnp.uint8), "label": jnp.arange(8) // 4}
         library = {"occluders": jnp.ones((3, 16, 16, 4), jnp.uint8), "occluder_sides": jnp.full((3, 2), 9)}
         library = {name: library[name] for name in stage.shared}
