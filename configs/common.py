@@ -27,6 +27,11 @@ TWIN_EPOCHS = {"tiny CLIP": {"demo": 12, "small": 6}, "nothing": {"demo": 18, "s
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
+    """`read_arg` as a ConfigDict."""
+    return ml_collections.ConfigDict(read_arg(arg, defaults))
+
+
+def read_arg(arg: str | None, defaults: dict) -> dict:
     """Reads "key=value,flag" into typed values; the defaults name the legal keys and give each its type.
 
     Raises ValueError, in one line, for an unknown key or a value of the wrong type.
@@ -51,7 +56,7 @@ def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
         if value is None:
             raise ValueError(f"config argument '{item}' should look like {key}={default}")
         values[key] = value
-    return ml_collections.ConfigDict(values)
+    return values
 
 
 def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:

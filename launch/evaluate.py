@@ -3,12 +3,14 @@
     python launch/evaluate.py --workdir=runs/baseline-synthetic-demo-occluded
     python launch/evaluate.py --workdir=runs/market --dataset=folder --root=DIR
     python launch/evaluate.py --workdir=runs/market --best --flip --rerank=20,6,0.3
+    python launch/evaluate.py --workdir=runs/dpeformer --method=selection.proxy=cls,descriptor=parts_all
     python launch/evaluate.py --weights=weights/transreid --config=configs/transreid.py:dataset=market1501,stride=12 \
         --config.data.root=DIR --workdir=runs/official
 
 A run is evaluated with its last checkpoint (--best: the best on the test set). Writes results.json and evaluation.npz into the
-run folder; what is not the run's own evaluation (another dataset, --best, --flip, --rerank, --expansion) goes to
-<workdir>/evaluations/<variant>. With --weights, a whole model that launch/port_weights.py brought is evaluated on the dataset of
+run folder; what is not the run's own evaluation (another dataset, --best, --flip, --rerank, --expansion, --method) goes to
+<workdir>/evaluations/<variant>. --method changes settings that hold no parameters, for the rows of tables that need no training
+of their own. With --weights, a whole model that launch/port_weights.py brought is evaluated on the dataset of
 --config, and --workdir (default: runs/<method>-<dataset>-ported) is where the results go.
 """
 
@@ -24,6 +26,7 @@ BEST = flags.DEFINE_bool("best", False, "the checkpoint with the best mAP on the
 FLIP = flags.DEFINE_bool("flip", None, "average the features of each picture and its mirror image")
 RERANK = flags.DEFINE_string("rerank", None, "k-reciprocal re-ranking with k1,k2,lambda, for example 20,6,0.3")
 EXPANSION = flags.DEFINE_string("expansion", None, "average query expansion with k,alpha, for example 5,3")
+METHOD = flags.DEFINE_string("method", None, "settings of config.method for this evaluation, as name=value,name=value")
 DATASET = flags.DEFINE_string("dataset", None, "evaluate on this dataset instead of the run's own")
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the run's data.root)")
 
@@ -31,6 +34,8 @@ ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the 
 def main() -> None:
     from pathlib import Path
 
+    from configs import common
+    from occreid_jax import config as configuration
     from occreid_jax import distributed
     from occreid_jax.errors import UserError
     from occreid_jax.evaluation.evaluate import evaluate
@@ -61,6 +66,19 @@ def main() -> None:
             if flag.value is not None and flag.value != own[name]:
                 config.evaluation[name] = flag.value
                 variants.append("-".join([name, *flag.value.split(",")]))
+        if METHOD.value:
+            single = {
+                name: value
+                for name, value in configuration.flatten(config.method.to_dict()).items()
+                if name != "name" and isinstance(value, bool | int | float | str)
+            }
+            try:
+                found = common.read_arg(METHOD.value, single)
+            except ValueError as error:
+                raise UserError(f"--method={METHOD.value}: {error}") from error
+            changed = {name: value for name, value in found.items() if value != single[name]}
+            config.method.update_from_flattened_dict(changed)
+            variants.extend(f"{name}={value}" for name, value in changed.items())
         if BEST.value:
             variants.append("best")
 

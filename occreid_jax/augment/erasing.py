@@ -30,6 +30,11 @@ def draw_box(key: Array, height: int, width: int) -> tuple[Array, Array, Array, 
 
 def random_erasing(key: Array, image: Array, probability: float) -> Array:
     """Replaces one random box of a normalised image float32 [H, W, C] by N(0, 1) noise with the given probability."""
+    return erase_box(key, image, probability)[0]
+
+
+def erase_box(key: Array, image: Array, probability: float) -> tuple[Array, Array]:
+    """`random_erasing`, and bool [H, W] where it erased."""
     key_use, key_box, key_noise = jax.random.split(key, 3)
     height, width, channels = image.shape
     top, left, box_height, box_width, found = draw_box(key_box, height, width)
@@ -40,4 +45,4 @@ def random_erasing(key: Array, image: Array, probability: float) -> Array:
     # (its sides are rounded: half a row and half a column more than its area).
     count = int(height * width * AREA[1]) + height + width
     noise = jax.random.normal(key_noise, (count, channels))
-    return jnp.where(inside[..., None], noise[jnp.clip(row * box_width + column, 0, count - 1)], image)
+    return jnp.where(inside[..., None], noise[jnp.clip(row * box_width + column, 0, count - 1)], image), inside

@@ -67,8 +67,8 @@ def paste(
 
 def erase(key: Array, image: Array, probability: float) -> tuple[Array, Array]:
     """Random erasing of a normalised picture float32 [H, W, 3] -> the picture and float32 [H, W], 1 where it was erased."""
-    erased = erasing.random_erasing(key, image, probability)
-    return erased, jnp.any(erased != image, axis=-1).astype(jnp.float32)
+    erased, inside = erasing.erase_box(key, image, probability)
+    return erased, inside.astype(jnp.float32)
 
 
 def covered_parts(parts: Array, alpha: Array) -> Array:

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from occreid_jax import config as configuration
+from occreid_jax import methods
 from occreid_jax.errors import UserError
 from occreid_jax.files import read_json
 from occreid_jax.train.checkpoint import Checkpoints, abstract
@@ -36,12 +37,17 @@ def open_run(
 ) -> tuple[Setup, Any, Any]:
     """``(setup, params, extra)`` of the newest checkpoint, or of the best one.
 
-    ``change(config)`` may alter settings first, for example the dataset; the method stays the one that was trained. A method
-    that trains nothing has no checkpoint and gets the parameters it starts with. Writes nothing, so a training may be going on.
+    ``change(config)`` may alter settings first, for example the dataset, or what of the method holds no parameters; `UserError`
+    if it does. A method that trains nothing has no checkpoint and gets the parameters it starts with. Writes nothing, so a
+    training may be going on.
     """
-    config = read_config(workdir)
+    trained, config, meta = read_config(workdir), read_config(workdir), read_meta(workdir)
     change(config)
-    setup = open_setup(config, reporter, read_meta(workdir))
+    if config.method != trained.method:
+        shapes = [jax.eval_shape(methods.create(each, meta).init, jax.random.key(0)) for each in (trained, config)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{workdir}: with these settings the method has other parameters than the run's; train with them")
+    setup = open_setup(config, reporter, meta)
     if not setup.method.stages():
         return setup, *initial_model(setup.method, config)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:

@@ -44,7 +44,8 @@ class Finished:
 def launch(tmp_path_factory):
     """``launch("train.py", *arguments, folder=, limit=)`` runs a command in a warm process; ``limit`` is the largest file."""
     outputs = tmp_path_factory.mktemp("outputs")
-    environment = os.environ | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT)}
+    flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
+    environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
     worker = subprocess.Popen(
         [sys.executable, str(Path(__file__).parent / "worker.py"), str(LAUNCH)],
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
@@ -86,7 +87,7 @@ def tiny(market_root):
             "--config.stages.main.epochs=2",
             "--config.stages.main.sampler.batch_size=16",
             "--config.mesh.devices=1",
-            "--config.evaluation.batch_size=32",
+            "--config.evaluation.batch_size=24",
             "--config.evaluation.untrained=false",
             "--config.report.enabled=false",
             *more,

@@ -44,9 +44,18 @@ def batch_of(method, texts, labels):
 TEXTS = [["a man", "a red hat"], ["a woman", "blue shoes"], ["a short person", "a green coat"], ["a tall man", "a white bag"]]
 
 
-def test_parameters_are_two_towers_and_a_scale():
+@pytest.fixture(scope="module")
+def started():
+    """The method, its initial parameters and its compiled loss (params, batch, key) -> (loss, aux) on all patches."""
     method = make()
-    params, extra = method.init(jax.random.key(0))
+    params, extra = jax.jit(method.init)(jax.random.key(0))
+    stage = method.stages()[1]
+    return method, params, jax.jit(lambda params, batch, key: method.loss(params, extra, batch, key, stage, 0.0))
+
+
+def test_parameters_are_two_towers_and_a_scale(started):
+    method, params, _ = started
+    extra = jax.eval_shape(method.init, jax.random.key(0))[1]
     assert set(params) == {"visual", "text", "logit_scale"} and extra == {}
     assert params["text"]["token_embedding"].shape == (len(tiny_vocabulary()), 16)
     np.testing.assert_allclose(np.exp(params["logit_scale"]), 1 / 0.07, rtol=1e-6)
@@ -76,49 +85,42 @@ def test_pairs_that_are_the_same_stand_in_no_softmax():
     chex.assert_tree_all_finite(gradient)
 
 
-def test_one_identity_makes_no_negatives():
-    method = make()
-    params, extra = method.init(jax.random.key(0))
-    loss = lambda labels: method.loss(  # noqa: E731
-        params, extra, batch_of(method, TEXTS, labels), jax.random.key(3), method.stages()[1], 0.0
-    )[0]
-    np.testing.assert_allclose(loss([1, 1, 1, 1]), 0.0, atol=1e-6)
-    assert loss([0, 1, 2, 3]) > loss([0, 1, 1, 3]) > 0.0
+def test_one_identity_makes_no_negatives(started):
+    method, params, loss = started
+    value = lambda labels: loss(params, batch_of(method, TEXTS, labels), jax.random.key(3))[0]  # noqa: E731
+    np.testing.assert_allclose(value([1, 1, 1, 1]), 0.0, atol=1e-6)
+    assert value([0, 1, 2, 3]) > value([0, 1, 1, 3]) > 0.0
 
 
-def test_one_sentence_makes_no_negatives():
-    method = make()
-    params, extra = method.init(jax.random.key(0))
-    batch = batch_of(method, [["a man"], ["a man"]], [0, 1])
-    np.testing.assert_allclose(method.loss(params, extra, batch, jax.random.key(0), method.stages()[1], 0.0)[0], 0.0, atol=1e-6)
+def test_one_sentence_makes_no_negatives(started):
+    method, params, loss = started
+    batch = batch_of(method, 4 * [["a man", "a man"]], [0, 1, 2, 3])
+    np.testing.assert_allclose(loss(params, batch, jax.random.key(0))[0], 0.0, atol=1e-6)
 
 
-def test_the_scale_stops_at_a_hundred():
-    method = make()
-    params, extra = method.init(jax.random.key(0))
+def test_the_scale_stops_at_a_hundred(started):
+    method, params, loss = started
     batch = batch_of(method, TEXTS, [0, 1, 2, 3])
-    params["logit_scale"] = jnp.float32(20.0)
-    aux = method.loss(params, extra, batch, jax.random.key(0), method.stages()[1], 0.0)[1]
+    aux = loss(params | {"logit_scale": jnp.float32(20.0)}, batch, jax.random.key(0))[1]
     np.testing.assert_allclose(aux.metrics["scale"], 100.0, rtol=1e-5)
 
 
-def test_every_sentence_is_taken_now_and_then():
-    method = make()
-    params, extra = method.init(jax.random.key(0))
+def test_every_sentence_is_taken_now_and_then(started):
+    method, params, loss = started
     batch = batch_of(method, TEXTS, [0, 1, 2, 3])
-    values = {float(method.loss(params, extra, batch, jax.random.key(n), method.stages()[1], 0.0)[0]) for n in range(8)}
+    values = {float(loss(params, batch, jax.random.key(n))[0]) for n in range(8)}
     assert len(values) > 3
 
 
-def test_masked_features_see_some_patches_and_whole_ones_all():
-    method = make()
-    params, _ = method.init(jax.random.key(0))
+def test_masked_features_see_some_patches_and_whole_ones_all(started):
+    method, params, _ = started
     image = batch_of(method, TEXTS, [0, 1, 2, 3])["image"]
-    whole = method.image_features(params, image)
+    features = jax.jit(method.image_features, static_argnums=3)
+    whole = features(params, image)
     np.testing.assert_allclose(jnp.linalg.norm(whole, axis=1), 1.0, rtol=1e-5)
-    every = method.image_features(params, image, jax.random.key(0), 0.999)  # all patches, in another order
+    every = features(params, image, jax.random.key(0), 0.999)  # all patches, in another order
     np.testing.assert_allclose(every, whole, atol=1e-5)
-    first, second = (method.image_features(params, image, jax.random.key(n), 0.5) for n in range(2))
+    first, second = (features(params, image, jax.random.key(n), 0.5) for n in range(2))
     assert first.shape == whole.shape and not np.allclose(first, second)
 
 

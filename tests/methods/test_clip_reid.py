@@ -1,5 +1,7 @@
 """CLIP-ReID: what each stage moves and sees, padded batches, the prompt around the learned words, both kinds of image tower."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -25,8 +27,11 @@ def create(argument: str = "network=micro", **settings):
     return methods.create(config, META)
 
 
-def started(method):
-    return jax.jit(method.init)(jax.random.key(0))
+@functools.cache
+def started(argument: str = "network=micro"):
+    """A method and its initial values, shared by all tests; what `create` sets beside the argument changes no parameter."""
+    method = create(argument)
+    return method, *jax.jit(method.init)(jax.random.key(0))
 
 
 def batch(count: int = 12) -> dict:
@@ -49,8 +54,7 @@ def prepared(method, params, extra, stage):
 
 
 def test_each_stage_moves_its_own_parameters():
-    method = create()
-    params, _ = started(method)
+    method, params, _ = started()
     prompts, finetune = method.stages()
     assert trainable_paths(params, prompts.updates[0]) == ("prompts/context",)
     moved = trainable_paths(params, finetune.updates[0])
@@ -60,35 +64,32 @@ def test_each_stage_moves_its_own_parameters():
 
 
 def test_first_stage_sees_images_without_cameras():
-    method = create("network=micro,camera=true")
-    params, extra = started(method)
+    method, params, extra = started("network=micro,camera=true")
     stage = method.stages()[0]
     features = prepared(method, params, extra, stage)["tables"]["feature"]
-    without = create()
+    views = lambda method: jax.jit(lambda p, e, b: method.views(p, e, b)[0])  # noqa: E731
     plain = {name: value for name, value in params["visual"].items() if name != "camera_embed"}
-    expected = without.views(params | {"visual": plain}, extra, batch())[0].projected
+    expected = views(create())(params | {"visual": plain}, extra, batch()).projected
     np.testing.assert_allclose(features, expected, atol=1e-5)
-    seen = method.views(params, extra, batch())[0].projected
+    seen = views(method)(params, extra, batch()).projected
     assert float(jnp.abs(seen - features).max()) > 1e-3
 
 
 def test_texts_of_the_second_stage_are_those_of_all_identities():
-    method = create()
-    params, extra = started(method)
+    method, params, extra = started()
     texts = prepared(method, params, extra, method.stages()[1])["texts"]
     assert texts.shape == (6, 16)
-    np.testing.assert_allclose(texts, method.texts(params, extra, jnp.arange(6)), atol=1e-6)
+    np.testing.assert_allclose(texts, jax.jit(method.texts)(params, extra, jnp.arange(6)), atol=1e-6)
     assert float(jnp.abs(texts[0] - texts[1]).max()) > 1e-4
 
 
 def test_a_text_is_the_prompt_with_the_identity_s_words():
-    method = create()
-    params, extra = started(method)
+    method, params, extra = started()
     context, prompt = params["prompts"]["context"], extra["prompt"]
     assert prompt["prefix"].shape == (1, 5, 16) and prompt["suffix"].shape == (1, 68, 16) and context.shape == (6, 4, 16)
     whole = jnp.concatenate([prompt["prefix"], context[2:3], prompt["suffix"]], axis=1)
-    expected = method.text.apply({"params": params["text"]}, whole, 11, method="encode")
-    np.testing.assert_allclose(method.texts(params, extra, jnp.array([2])), expected, atol=1e-5)
+    expected = jax.jit(lambda p, x: method.text.apply({"params": p}, x, 11, method="encode"))(params["text"], whole)
+    np.testing.assert_allclose(jax.jit(method.texts)(params, extra, jnp.array([2])), expected, atol=1e-5)
 
 
 def cached(method, params, extra, count=12):
@@ -100,8 +101,7 @@ def cached(method, params, extra, count=12):
 
 @pytest.mark.slow
 def test_padding_of_the_last_batch_changes_nothing():
-    method = create()
-    params, extra = started(method)
+    method, params, extra = started()
     stage, extra, short = cached(method, params, extra, 5)
     loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)[0]  # noqa: E731
     padded = {name: jnp.concatenate([value, value[:1].repeat(3, 0)]) for name, value in short.items()}
@@ -116,19 +116,15 @@ def test_padding_of_the_last_batch_changes_nothing():
 
 
 def test_held_out_images_take_no_part_in_the_first_stage():
-    method = create(held_out=0.25)
-    params, extra = started(method)
+    method, (_, params, extra) = create(held_out=0.25), started()
     stage, extra, own = cached(method, params, extra)
     held = (np.asarray(own["index"]) * 617 % 1000) < 250
     assert 0 < held.sum() < 12
-
-    def slope(batch):
-        loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)[0]  # noqa: E731
-        return jax.jit(jax.grad(loss))(params, batch)["prompts"]["context"]
-
+    loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)  # noqa: E731
+    slope = jax.jit(jax.grad(loss, has_aux=True))
     changed = own | {"feature": jnp.where(jnp.asarray(held)[:, None], 9.0, own["feature"])}
-    np.testing.assert_allclose(slope(own), slope(changed), atol=1e-6)
-    _, aux = method.loss(params, extra, own, jax.random.key(0), stage, 0.0)
+    (first, aux), (second, _) = slope(params, own), slope(params, changed)
+    np.testing.assert_allclose(first["prompts"]["context"], second["prompts"]["context"], atol=1e-6)
     assert 0 <= float(aux.metrics["held_out_accuracy"]) <= 1
 
 
@@ -136,19 +132,23 @@ def test_held_out_images_take_no_part_in_the_first_stage():
 def test_second_stage_sums_heads_features_and_texts(network):
     from occreid_jax.losses.totals import clip_reid_total
 
-    method = create(f"network={network}")
-    params, extra = started(method)
+    method, params, extra = started(f"network={network}")
     stage = method.stages()[1]
     extra = prepared(method, params, extra, stage)
-    loss, aux = method.loss(params, extra, batch(), jax.random.key(0), stage, 0.0)
-    views, _ = method.views(params, extra, batch(), train=True)
-    (_, logits), _ = method.heads.apply(
-        {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}, views[1:], True, mutable=["batch_stats"]
-    )
-    image_text = views.projected @ extra["texts"].T
     weight = method.settings.identity_weight
     assert weight == (0.25 if network == "micro" else 1.0)
-    expected = clip_reid_total(logits, views, image_text, batch()["label"], 0.3, 0.1, weight)
+
+    @jax.jit
+    def found_and_expected(params, extra, batch):
+        found = method.loss(params, extra, batch, jax.random.key(0), stage, 0.0)
+        views, _ = method.views(params, extra, batch, train=True)
+        (_, logits), _ = method.heads.apply(
+            {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}, views[1:], True, mutable=["batch_stats"]
+        )
+        image_text = views.projected @ extra["texts"].T
+        return found, clip_reid_total(logits, views, image_text, batch["label"], 0.3, 0.1, weight)
+
+    (loss, aux), expected = found_and_expected(params, extra, batch())
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     statistics = ("heads", "visual") if network == "micro_resnet" else ("heads",)
     assert set(aux.extra["batch_stats"]) == set(statistics)
@@ -158,33 +158,36 @@ def test_second_stage_sums_heads_features_and_texts(network):
 
 
 def test_baseline_has_one_stage_and_no_text():
-    method = create("network=micro,text=false")
-    params, extra = started(method)
+    method, params, extra = started("network=micro,text=false")
     assert [stage.name for stage in method.stages()] == ["finetune"]
     assert set(params) == {"visual", "heads"} and set(extra) == {"batch_stats"}
     assert method.settings.identity_weight == 1.0
-    _, aux = method.loss(params, extra, batch(), jax.random.key(0), method.stages()[0], 0.0)
+    _, aux = jax.eval_shape(lambda: method.loss(params, extra, batch(), jax.random.key(0), method.stages()[0], 0.0))
     assert "image_text" not in aux.metrics
 
 
 def test_features_of_query_and_gallery():
     before, after = create(test_feature="before"), create(test_feature="after")
-    params, extra = started(before)
-    views, _ = before.views(params, extra, batch())
-    np.testing.assert_allclose(
-        before.embed(params, extra, batch(), "query"), jnp.concatenate([views.late, views.projected], axis=1), atol=1e-6
-    )
-    one, other = (method.embed(params, extra, batch(), "query") for method in (before, after))
+    _, params, extra = started()
+
+    @jax.jit
+    def compared(params, extra, batch):
+        features = [method.embed(params, extra, batch, "query") for method in (before, after)]
+        return *features, before.views(params, extra, batch)[0]
+
+    one, other, views = compared(params, extra, batch())
+    np.testing.assert_allclose(one, jnp.concatenate([views.late, views.projected], axis=1), atol=1e-6)
     assert float(jnp.abs(one - other).max()) > 1e-7
 
 
+@functools.cache
 def whole_clip(network: str, vocabulary: int = 49408):
     """A raw CLIP under this project's paths, as port_weights writes one, for pictures of another size."""
     tower = clip.clip_resnet if network == "micro_resnet" else clip.clip_visual
     visual = tower(network, (64, 64))
     arguments = () if network == "micro_resnet" else (None,)
-    variables = visual.init(jax.random.key(5), jnp.zeros((1, 64, 64, 3)), *arguments)
-    text = clip.clip_text(network, vocabulary).init(jax.random.key(6), jnp.zeros((1, 3), jnp.int32))
+    variables = jax.jit(visual.init)(jax.random.key(5), jnp.zeros((1, 64, 64, 3)), *arguments)
+    text = jax.jit(clip.clip_text(network, vocabulary).init)(jax.random.key(6), jnp.zeros((1, 3), jnp.int32))
     arrays = {f"params/visual/{path}": x for path, x in flatten(variables["params"]).items()}
     arrays |= {f"params/text/{path}": x for path, x in flatten(text["params"]).items()}
     arrays |= {f"extra/batch_stats/visual/{path}": x for path, x in flatten(variables.get("batch_stats", {})).items()}
@@ -194,8 +197,8 @@ def whole_clip(network: str, vocabulary: int = 49408):
 
 @pytest.mark.parametrize("network", ["micro", "micro_resnet"])
 def test_clip_weights_fill_both_towers_and_the_prompt(network):
-    method, weights = create(f"network={network}"), whole_clip(network)
-    params, extra = method.load_pretrained(*started(method), weights)
+    (method, params, extra), weights = started(f"network={network}"), whole_clip(network)
+    params, extra = method.load_pretrained(params, extra, weights)
     block = "block_00/mlp/fc1/kernel" if network == "micro" else "layer1_0/conv1/kernel"
     np.testing.assert_array_equal(flatten(params["visual"])[block], weights[f"params/visual/{block}"])
     np.testing.assert_array_equal(params["text"]["projection"], weights["params/text/projection"])
@@ -210,8 +213,7 @@ def test_clip_weights_fill_both_towers_and_the_prompt(network):
 
 
 def test_weights_that_do_not_serve():
-    method, weights = create(), whole_clip("micro")
-    params, extra = started(method)
+    (method, params, extra), weights = started(), whole_clip("micro")
     with pytest.raises(UserError, match="no token embedding to look up"):
         method.load_pretrained(params, extra, {k: v for k, v in weights.items() if not k.endswith("token_embedding")})
     with pytest.raises(UserError, match="needs a whole CLIP"):

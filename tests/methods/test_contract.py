@@ -1,6 +1,7 @@
 """What every method must keep, whatever it is: found through the name table, run on micro networks."""
 
 import importlib
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -15,16 +16,29 @@ META = Meta(identities=6, cameras=3, image_size=(64, 32), images=24)
 MICRO = {"backbone": "micro", "network": "micro", "patch": 16, "stride": 16}
 
 
-@pytest.fixture(params=sorted(methods.NAMES))
-def method(request):
-    config = importlib.import_module(f"configs.{request.param}").get_config()
+class Initial(NamedTuple):
+    """A method and its initial values, made once and shared by the tests of this file."""
+
+    method: Any
+    params: Any
+    extra: Any
+
+
+def micro_config(name: str):
+    config = importlib.import_module(f"configs.{name}").get_config()
     for key, value in MICRO.items():
         if key in config.method:
             config.method[key] = value
     if config.method.get("text") and "backbone" in config.method:
         config.method.backbone = "clip_micro"  # texts need a CLIP
     config.data.image_size = META.image_size
-    return methods.create(config, META)
+    return config
+
+
+@pytest.fixture(scope="module", params=sorted(methods.NAMES))
+def initial(request):
+    method = methods.create(micro_config(request.param), META)
+    return Initial(method, *jax.jit(method.init)(jax.random.key(0)))
 
 
 def raw_batch(count: int = 8) -> dict:
@@ -49,29 +63,41 @@ def library() -> dict:
     }
 
 
-def embed(method, params, extra, batch, role="gallery"):
-    return jax.jit(lambda p, e, b: method.embed(p, e, method.transform(b), role))(params, extra, batch)
+def shown_by(method):
+    """A function (params, extra, raw batch) -> features of both roles and maps; in one program, which runs the encoder once."""
+
+    def show(params, extra, batch):
+        batch = method.transform(batch)
+        features = {role: method.embed(params, extra, batch, role) for role in ("query", "gallery")}
+        return features | {"inspect": method.inspect(params, extra, batch)}
+
+    return jax.jit(show)
 
 
-def test_features_are_deterministic_finite_and_one_per_image(method):
-    params, extra = jax.jit(method.init)(jax.random.key(0))
-    features = embed(method, params, extra, raw_batch())
+@pytest.fixture(scope="module")
+def shown(initial):
+    """What `shown_by` gives for `raw_batch`."""
+    return shown_by(initial.method)(initial.params, initial.extra, raw_batch())
+
+
+def test_features_are_deterministic_finite_and_one_per_image(initial, shown):
+    method, params, extra = initial
+    features = shown["gallery"]
     chex.assert_tree_all_finite(features)
     assert all(leaf.shape[0] == 8 for leaf in jax.tree.leaves(features))
-    chex.assert_trees_all_equal(features, embed(method, params, extra, raw_batch()))
+    chex.assert_trees_all_equal(features, shown_by(method)(params, extra, raw_batch())["gallery"])
 
 
-def test_a_feature_depends_on_its_own_image_alone(method):
-    params, extra = jax.jit(method.init)(jax.random.key(0))
-    batch, other = raw_batch(), raw_batch()
+def test_a_feature_depends_on_its_own_image_alone(initial, shown):
+    method, params, extra = initial
+    other = raw_batch()
     other["image"] = other["image"].at[1:].set(0)
-    first = jax.tree.map(lambda x: x[0], embed(method, params, extra, batch))
-    chex.assert_trees_all_close(first, jax.tree.map(lambda x: x[0], embed(method, params, extra, other)), atol=1e-5)
+    first, alone = (jax.tree.map(lambda x: x[0], each["gallery"]) for each in (shown, shown_by(method)(params, extra, other)))
+    chex.assert_trees_all_close(first, alone, atol=1e-5)
 
 
-def test_distance_of_blocks_is_the_block_of_distances(method):
-    params, extra = jax.jit(method.init)(jax.random.key(0))
-    query, gallery = (embed(method, params, extra, raw_batch(), role) for role in ("query", "gallery"))
+def test_distance_of_blocks_is_the_block_of_distances(initial, shown):
+    method, query, gallery = initial.method, shown["query"], shown["gallery"]
     whole = method.distance(query, gallery)
     assert whole.shape == (8, 8) and whole.dtype == jnp.float32
     block = method.distance(jax.tree.map(lambda x: x[2:5], query), gallery)
@@ -79,15 +105,16 @@ def test_distance_of_blocks_is_the_block_of_distances(method):
 
 
 @pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=pytest.mark.slow)])
-def test_losses_are_finite_and_extra_keeps_its_structure(method, dtype):
-    method.config.dtype = dtype
-    method = methods.create(method.config, META)
+def test_losses_are_finite_and_extra_keeps_its_structure(initial, dtype):
+    config = initial.method.config.copy_and_resolve_references()
+    config.dtype = dtype
+    method = methods.create(config, META)
     params, extra = jax.jit(method.init)(jax.random.key(0))
     for stage in method.stages():
         batch = raw_batch()
         prepared = {name: table[batch["index"]] for name, table in extra.get("tables", {}).items() if name in stage.inputs}
         shared = {name: table for name, table in library().items() if name in stage.shared}
-        batch = stage.augment(jax.random.key(1), batch | prepared | shared)
+        batch = jax.jit(stage.augment)(jax.random.key(1), batch | prepared | shared)
 
         def loss(params, extra, batch, stage=stage):
             return method.loss(params, extra, batch, jax.random.key(2), stage, jnp.float32(0.5))
@@ -99,22 +126,19 @@ def test_losses_are_finite_and_extra_keeps_its_structure(method, dtype):
         assert all(metric.shape == () for metric in aux.metrics.values())
 
 
-def test_parameters_are_float32(method):
-    params, _ = jax.eval_shape(method.init, jax.random.key(0))
-    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+def test_parameters_are_float32(initial):
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(initial.params))
 
 
-def test_inspect_returns_arrays_per_image(method):
-    params, extra = jax.jit(method.init)(jax.random.key(0))
-    for value in method.inspect(params, extra, method.transform(raw_batch())).values():
+def test_inspect_returns_arrays_per_image(shown):
+    for value in shown["inspect"].values():
         assert value.shape[0] == 8
 
 
-def test_illustrations_have_a_shape_that_the_report_can_draw(method):
-    batch = method.transform(raw_batch())
-    key = jax.random.key(3)
-    shown = jax.eval_shape(lambda key, batch: method.illustrate(*method.init(key), batch, key), key, batch)
-    for name, value in shown.items():
+def test_illustrations_have_a_shape_that_the_report_can_draw(initial):
+    method, params, extra = initial
+    illustrate = lambda params, extra, batch, key: method.illustrate(params, extra, method.transform(batch), key)  # noqa: E731
+    for name, value in jax.eval_shape(illustrate, params, extra, raw_batch(), jax.random.key(3)).items():
         shape = value.shape
         pictures = len(shape) == 5 and shape[4] == 3
         assert jnp.issubdtype(value.dtype, jnp.floating) and 0 not in shape, name

@@ -1,5 +1,7 @@
 """DPM++: what each stage moves, what every switch does to a fixed batch, what is compared at test time, rows of the tables."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,6 +18,7 @@ from occreid_jax.types import Meta, PrepareContext
 from occreid_jax.weights.trees import flatten
 
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=12)
+VARIANTS = [{}, {"clip_reid_heads": True}, {"mask_space": "text"}]  # settings here that decide which parameters there are
 FIXED = {"label_smoothing": 0.0, "transfer.probability": 1.0, "transfer.partners": "random"}
 
 
@@ -27,15 +30,25 @@ def create(argument: str = "backbone=clip_micro", meta: Meta = META, **settings)
     return methods.create(config, meta)
 
 
-def started(method, seed: int = 0):
-    """Initial values, with a mask generator and texts that say something."""
-    params, extra = method.init(jax.random.key(seed))
-    if "mask_generator" in params:
-        kernel = params["mask_generator"]["fc"]["kernel"]
-        params["mask_generator"]["fc"]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
-    if "texts" in extra:
-        extra["texts"] = jax.random.normal(jax.random.key(2), extra["texts"].shape)
-    return params, extra
+@functools.cache
+def initial_values():
+    """Initial values for each of `VARIANTS`, from one program: what they have in common is compiled once."""
+    return jax.jit(lambda key: [create(**variant).init(key) for variant in VARIANTS])(jax.random.key(0))
+
+
+def initial(**settings):
+    """Initial values for settings."""
+    names = {name for variant in VARIANTS for name in variant}
+    return initial_values()[VARIANTS.index({name: value for name, value in settings.items() if name in names})]
+
+
+def started(**settings):
+    """Initial values for settings, with a mask generator and texts that say something."""
+    params, extra = initial(**settings)
+    generator = params["mask_generator"]
+    kernel = jax.random.normal(jax.random.key(1), generator["fc"]["kernel"].shape)
+    params = params | {"mask_generator": generator | {"fc": generator["fc"] | {"kernel": kernel}}}
+    return params, extra | {"texts": jax.random.normal(jax.random.key(2), extra["texts"].shape)}
 
 
 def batch(count: int = 12) -> dict:
@@ -53,10 +66,10 @@ def stage_of(method, name: str):
     return next(stage for stage in method.stages() if stage.name == name)
 
 
-def outcome(settings: dict, stage: str = METRIC, t: float = 0.0, like: dict | None = None) -> tuple[float, dict]:
-    """(loss, metrics) of the fixed batch under settings, with the initial values of the method with settings ``like``."""
+def outcome(settings: dict, stage: str = METRIC, t: float = 0.0) -> tuple[float, dict]:
+    """(loss, metrics) of the fixed batch under settings."""
     method = create(**(FIXED | settings))
-    params, extra = started(create(**(FIXED | (like or settings))))
+    params, extra = started(**settings)
     total, aux = method.loss(params, extra, batch(), jax.random.key(3), stage_of(method, stage), jnp.float32(t))
     return float(total), {name: float(value) for name, value in aux.metrics.items()}
 
@@ -64,16 +77,19 @@ def outcome(settings: dict, stage: str = METRIC, t: float = 0.0, like: dict | No
 def gradients(settings: dict, stage: str, *terms: str) -> list[dict]:
     """For every named metric: the largest absolute gradient in each network, on the fixed batch."""
     method = create(**(FIXED | settings))
-    params, extra = started(method)
-    run = lambda p: method.loss(p, extra, batch(), jax.random.key(3), stage_of(method, stage), jnp.float32(0))[1].metrics  # noqa: E731
-    metrics, pull = jax.vjp(run, params)
-    found = []
-    for term in terms:
-        chosen = {name: jnp.float32(name == term) for name in metrics}
-        largest = {path: float(jnp.abs(x).max()) for path, x in flatten(pull(chosen)[0]).items()}
-        networks = {"/".join(path.split("/")[: 2 if path.startswith("selection") else 1]) for path in largest}
-        found.append({n: max(value for path, value in largest.items() if path.startswith(n)) for n in networks})
-    return found
+    params, extra = started(**settings)
+
+    @jax.jit
+    def slopes(params, extra, batch):
+        run = lambda p: method.loss(p, extra, batch, jax.random.key(3), stage_of(method, stage), jnp.float32(0))[1].metrics  # noqa: E731
+        metrics, pull = jax.vjp(run, params)
+        chosen = {name: jnp.array([name == term for term in terms], jnp.float32) for name in metrics}
+        return jax.tree.map(lambda x: jnp.abs(x).max(axis=range(1, x.ndim)), jax.vmap(pull)(chosen)[0])
+
+    largest = {path: np.asarray(value) for path, value in flatten(slopes(params, extra, batch())).items()}
+    networks = {"/".join(path.split("/")[: 2 if path.startswith("selection") else 1]) for path in largest}
+    strongest = {n: np.max([value for path, value in largest.items() if path.startswith(n)], axis=0) for n in networks}
+    return [{name: value[number] for name, value in strongest.items()} for number in range(len(terms))]
 
 
 # Switches: name -> (changed settings, stage, what the formula predicts of loss and metrics before and after) --------------------
@@ -163,7 +179,7 @@ def test_whom_the_terms_of_the_selection_reach(changes, reaches):
 def test_heads_are_compared_before_or_after_the_softmax(softmax):
     settings = {"head_softmax": softmax, "transfer.on": False}
     method = create(**settings)
-    logits = np.asarray(method.encode(started(method)[0], batch()).cls_logits, np.float64)
+    logits = np.asarray(method.encode(started()[0], batch()).cls_logits, np.float64)
     rows = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True) if softmax else logits
     rows = rows / np.sqrt((rows**2).sum(-1, keepdims=True) + 1e-6)
     expected = (((rows @ rows.transpose(0, 2, 1)) - np.eye(2)) ** 2).sum((1, 2)).mean()
@@ -180,10 +196,11 @@ def test_anchors_end_after_their_epochs():
 
 def test_without_texts_or_masks():
     method = create("backbone=clip_micro,text=false", mask=False)
-    params, extra = method.init(jax.random.key(0))
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
     assert set(params) == {"visual", "neck", "prototypes", "selection"} and set(extra) == {"batch_stats"}
     assert [stage.name for stage in method.stages()] == [SELECTION, METRIC]
-    _, aux = method.loss(params, extra, batch(), jax.random.key(0), stage_of(method, METRIC), jnp.float32(0))
+    loss = lambda p, e: method.loss(p, e, batch(), jax.random.key(0), stage_of(method, METRIC), jnp.float32(0))  # noqa: E731
+    _, aux = jax.eval_shape(loss, params, extra)
     assert not {"anchor", "masked_identity"} & set(aux.metrics)
 
 
@@ -192,7 +209,7 @@ def test_without_texts_or_masks():
 
 def test_each_stage_moves_its_own_parameters():
     method = create()
-    params, _ = method.init(jax.random.key(0))
+    params, _ = initial()
     prompts, selection, metric = method.stages()
     moved = [{path.split("/")[0] for path in trainable_paths(params, stage.updates[0])} for stage in (prompts, selection, metric)]
     assert moved == [{"prompts"}, {"selection"}, {"visual", "neck", "prototypes", "mask_generator"}]
@@ -203,7 +220,7 @@ def test_each_stage_moves_its_own_parameters():
 
 def test_alternating_updates_are_two():
     method = create(alternating=True)
-    params, _ = method.init(jax.random.key(0))
+    params, _ = initial()
     others, mask = (trainable_paths(params, update) for update in stage_of(method, METRIC).updates)
     assert {path.split("/")[0] for path in others} == {"visual", "neck", "prototypes"}
     assert {path.split("/")[0] for path in mask} == {"mask_generator"}
@@ -212,7 +229,7 @@ def test_alternating_updates_are_two():
 def test_preparations():
     """Prompts are learned on features without cameras; anchors are the texts of all identities."""
     method = create()
-    params, extra = method.init(jax.random.key(0))
+    params, extra = initial()
     own = batch()
     run = lambda function: np.asarray(function(params, extra, own))  # noqa: E731
     context = PrepareContext(params, extra, jax.random.key(1), np.asarray(own["label"]), np.asarray(own["camid"]), run)
@@ -227,7 +244,7 @@ def test_preparations():
 
 def test_selection_statistics_take_three_steps():
     method = create()
-    params, extra = method.init(jax.random.key(0))
+    params, extra = initial()
     _, aux = method.loss(params, extra, batch(), jax.random.key(3), stage_of(method, SELECTION), jnp.float32(0))
     mean = aux.extra["batch_stats"]["selection"]["neck"]["mean"]
     network, settings = method.selection, {"params": params["selection"]["encoder"]}
@@ -261,7 +278,7 @@ def test_masks_reach_another_grid_by_floor():
 
 def test_gallery_is_seen_through_each_query_s_mask():
     method = create()
-    params, extra = started(method)
+    params, extra = started()
     query, gallery = (method.embed(params, extra, batch(), role) for role in ("query", "gallery"))
     assert set(query) == {"feature", "mask"} and set(gallery) == {"feature"}
     distances = method.distance(query, gallery)
@@ -276,27 +293,27 @@ def test_gallery_is_seen_through_each_query_s_mask():
 
 def test_what_else_can_be_compared():
     method = create()
-    params, extra = started(method)
+    params, extra = started()
     feature = create(test_feature="before").embed(params, extra, batch(), "gallery")["feature"]
     after = create(test_feature="after").embed(params, extra, batch(), "gallery")["feature"]
     np.testing.assert_allclose(after, method.after_neck(params, extra, feature)[0], atol=1e-5)
     wide = create(test_projected=True).embed(params, extra, batch(), "query")
     assert wide["feature"].shape == (12, 32 + 16) and bool((wide["mask"][:, 32:] == 1).all())
     texts = create(mask_space="text")
-    query = texts.embed(*started(texts), batch(), "query")
+    query = texts.embed(*started(mask_space="text"), batch(), "query")
     assert query["feature"].shape == (12, 16) and query["mask"].shape == (12, 16)
 
 
 def test_reranking_asks_for_masks_of_the_gallery():
     method = create()
     method.config.evaluation.rerank = "5,2,0.3"
-    assert set(method.embed(*started(method), batch(), "gallery")) == {"feature", "mask"}
+    assert set(method.embed(*started(), batch(), "gallery")) == {"feature", "mask"}
 
 
 def test_recombined_tokens_enter_the_encoder():
     """An image that is its own partner, or whose partner has no salient patch outside, gives the features of plain images."""
     method = create()
-    params, _ = started(method)
+    params, _ = started()
     own = batch()
     partner = jnp.array([3, *range(1, 12)])
     salient = jnp.zeros((12, 8), bool)
@@ -311,7 +328,7 @@ def test_recombined_tokens_enter_the_encoder():
 
 def test_illustrations():
     method = create(**FIXED)
-    params, extra = started(method)
+    params, extra = started()
     parts = jnp.zeros((12, *META.image_size), jnp.uint8).at[:, 16:48, 8:24].set(4)
     shown = method.illustrate(params, extra, batch() | {"parts": parts}, jax.random.key(0))
     assert shown["correlation of the heads"].shape == (2, 2)

@@ -33,8 +33,7 @@ def batch(count: int = 4, size=META.image_size) -> dict:
 
 
 def initial(method):
-    params, extra = jax.jit(method.init)(jax.random.key(0))
-    return params, extra
+    return jax.jit(method.init)(jax.random.key(0))
 
 
 @pytest.mark.parametrize(
@@ -134,7 +133,7 @@ def test_both_branches_start_from_the_same_block_and_part_ways():
     for name, value in flatten(params["jpm"]["global"]).items():
         np.testing.assert_array_equal(value, flatten(params["jpm"]["local"])[name])
     stage = method.stages()[0]
-    gradients = jax.grad(lambda p: method.loss(p, extra, batch(), jax.random.key(1), stage, 0.0)[0])(params)
+    gradients = jax.jit(jax.grad(lambda p: method.loss(p, extra, batch(), jax.random.key(1), stage, 0.0)[0]))(params)
     first, second = (flatten(gradients["jpm"][name])["block/mlp/fc1/kernel"] for name in ("global", "local"))
     assert float(jnp.abs(first - second).max()) > 1e-6
 
@@ -162,9 +161,9 @@ def test_loss_halves_the_parts():
 @pytest.mark.parametrize("name", ["arcface", "cosface", "amsoftmax", "circle"])
 def test_margins_raise_the_identity_loss(name):
     values = {}
+    params, extra = initial(create(identity_loss=name))  # the margin is no part of them
     for margin in (0.0, 0.3):
         method = create(identity_loss=name, cosine_margin=margin)
-        params, extra = initial(method)
         loss, aux = method.loss(params, extra, batch(8), jax.random.key(1), method.stages()[0], 0.0)
         values[margin] = float(aux.metrics["identity"])
         assert np.isfinite(float(loss))

@@ -1,5 +1,7 @@
 """The feature blending module against its equations written out in numpy, and the sheet's numbers."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,14 +14,19 @@ from occreid_jax.nn.blending import FeatureBlending, feature_blending_flops
 def randomised(module, width=32, seed=0):
     """Parameters with no zeros and ones left."""
     shapes = jax.eval_shape(module.init, jax.random.key(0), jnp.zeros((1, width)), jnp.zeros((1, width)))
-    leaves, tree = jax.tree.flatten(shapes)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten([0.5 * jax.random.normal(key, leaf.shape) for key, leaf in zip(keys, leaves, strict=True)])
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: 0.5 * rng.normal(size=leaf.shape).astype(np.float32), shapes)
+
+
+@functools.cache
+def compiled(module):
+    """The module as a compiled function of parameters, part and global feature."""
+    return jax.jit(module.apply)
 
 
 def inputs(width=32, count=3):
     rng = np.random.default_rng(0)
-    return tuple(jnp.asarray(rng.normal(size=(count, width)), jnp.float32) for _ in range(2))
+    return tuple(rng.normal(size=(count, width)).astype(np.float32) for _ in range(2))
 
 
 def normed(x, p):
@@ -54,7 +61,7 @@ def written_out(p, part, whole, heads, shared):
 def test_equals_the_equations(heads, shared):
     module, (part, whole) = FeatureBlending(heads, shared), inputs(48)
     params = randomised(module, 48)
-    found = module.apply(params, part, whole)
+    found = compiled(module)(params, part, whole)
     assert found.dtype == jnp.float32
     expected = [written_out(params, one, other, heads, shared) for one, other in zip(part, whole, strict=True)]
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=2e-4)
@@ -63,18 +70,18 @@ def test_equals_the_equations(heads, shared):
 def test_attention_of_two_sub_vectors():
     """A query and a key of 4 in the same channel have the logit 4: weights .982 and .018, and of the values 2 and -1 1.946."""
     module = FeatureBlending(heads=1)
-    params = jax.tree.map(jnp.zeros_like, randomised(module))
+    params = jax.tree.map(np.zeros_like, randomised(module))
     own = params["params"]
     high = (15 / 16) / np.sqrt(15 / 256 + 1e-6)  # of a normalised one-hot vector of 16 numbers; the others are low
     low = -high / 15
-    own["pos_embedding"] = own["pos_embedding"].at[:, 0, 0].set(1).at[:, 1, 1].set(1)
+    own["pos_embedding"][:, 0, 0] = own["pos_embedding"][:, 1, 1] = 1
     for name, on, off in (("query", 4, 0), ("key", 4, 0), ("value", 2, -1)):
         own[f"norm_{name}"]["scale"] += 1
         slope = (on - off) / (high - low)
-        own[name]["kernel"] = own[name]["kernel"].at[0, 0, 0].set(slope)
-        own[name]["bias"] = own[name]["bias"].at[0, 0].set(off - slope * low)
-    own["out"]["kernel"] = own["out"]["kernel"].at[0, 0, 0].set(1)
-    _, state = module.apply(params, *inputs(), capture_intermediates=True)
+        own[name]["kernel"][0, 0, 0] = slope
+        own[name]["bias"][0, 0] = off - slope * low
+    own["out"]["kernel"][0, 0, 0] = 1
+    _, state = jax.jit(lambda *values: module.apply(*values, capture_intermediates=True))(params, *inputs())
     mixed = state["intermediates"]["out"]["__call__"][0]
     assert mixed.shape == (3, 2, 16)
     np.testing.assert_allclose(mixed[:, 0, 0], 1.946041, atol=1e-5)
@@ -84,14 +91,14 @@ def test_attention_of_two_sub_vectors():
 
 def test_nothing_of_the_global_feature_without_the_output_layer():
     module, (part, whole) = FeatureBlending(), inputs()
-    params = randomised(module)
-    with_it = module.apply(params, part, whole)
-    assert float(jnp.abs(with_it - module.apply(params, part, whole + 1)).max()) > 1e-3
-    params["params"]["out"] = jax.tree.map(jnp.zeros_like, params["params"]["out"])
-    alone = module.apply(params, part, whole)
-    np.testing.assert_array_equal(alone, module.apply(params, part, 3 * whole + 1))
-    p = jax.tree.map(np.asarray, params["params"])
-    y = normed(np.asarray(part), p["norm"])
+    params, blend = randomised(module), compiled(module)
+    with_it = blend(params, part, whole)
+    assert float(np.abs(with_it - blend(params, part, whole + 1)).max()) > 1e-3
+    params["params"]["out"] = jax.tree.map(np.zeros_like, params["params"]["out"])
+    alone = blend(params, part, whole)
+    np.testing.assert_array_equal(alone, blend(params, part, 3 * whole + 1))
+    p = params["params"]
+    y = normed(part, p["norm"])
     hidden = y @ p["fc1"]["kernel"] + p["fc1"]["bias"]
     ffn = hidden * 0.5 * (1 + erf(hidden / np.sqrt(2))) @ p["fc2"]["kernel"] + p["fc2"]["bias"]
     np.testing.assert_allclose(alone, y + ffn, rtol=1e-4, atol=1e-4)
@@ -99,19 +106,18 @@ def test_nothing_of_the_global_feature_without_the_output_layer():
 
 def test_queries_are_the_part_s_and_keys_and_values_the_global_feature_s():
     module, (part, whole) = FeatureBlending(), inputs()
-    params = randomised(module)
-    slopes = jax.grad(lambda p: jnp.sum(module.apply(p, part, whole) ** 2))(params)["params"]
-    silent = jax.grad(lambda p: jnp.sum(module.apply(p, part, 0 * whole) ** 2))(params)["params"]
+    slope = jax.jit(jax.grad(lambda params, whole: jnp.sum(module.apply(params, part, whole) ** 2)))
+    slopes, silent = (slope(randomised(module), each)["params"] for each in (whole, 0 * whole))
     for name in ("conv_part", "conv_key", "conv_value"):
         assert slopes[name]["kernel"].any()
         assert silent[name]["kernel"].any() == (name == "conv_part")
 
 
 def test_one_image_does_not_know_the_others():
-    module, (part, whole) = FeatureBlending(), inputs(count=4)
-    params = randomised(module)
-    together = module.apply(params, part, whole)
-    changed = module.apply(params, part.at[1:].set(9.0), whole.at[1:].set(-9.0))
+    module, (part, whole) = FeatureBlending(), inputs()
+    params, others = randomised(module), np.array([[0], [1], [1]])
+    together = compiled(module)(params, part, whole)
+    changed = compiled(module)(params, np.where(others, np.float32(9), part), np.where(others, np.float32(-9), whole))
     np.testing.assert_allclose(together[0], changed[0], atol=1e-6)
 
 
@@ -134,7 +140,7 @@ def test_sizes():
 def test_bfloat16_stays_close():
     part, whole = inputs(64)
     module = FeatureBlending()
-    params = module.init(jax.random.key(0), part, whole)
-    half = FeatureBlending(dtype=jnp.bfloat16).apply(params, part, whole)
+    params = jax.jit(module.init)(jax.random.key(0), part, whole)
+    half = compiled(FeatureBlending(dtype=jnp.bfloat16))(params, part, whole)
     assert half.dtype == jnp.float32
-    np.testing.assert_allclose(half, module.apply(params, part, whole), atol=0.1)
+    np.testing.assert_allclose(half, compiled(module)(params, part, whole), atol=0.1)

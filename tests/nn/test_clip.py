@@ -108,23 +108,36 @@ def test_outputs_of_the_image_encoder(stride, patches):
     chex.assert_shape(out.projected, (2, 1 + patches, 512))
 
 
-def test_the_projection_follows_the_final_norm_on_every_token():
+def encoder(**settings):
+    """The small image encoder with cameras."""
+    return clip.clip_visual("micro", (32, 16), cameras=3, **settings)
+
+
+@pytest.fixture(scope="module")
+def cameras():
+    """Initial values of `encoder`; one without cameras has the same but for their table."""
+    return jax.jit(encoder().init)(jax.random.key(0), IMAGES, jnp.zeros(2, jnp.int32))
+
+
+def test_the_projection_follows_the_final_norm_on_every_token(cameras):
     model = clip.clip_visual("micro", (32, 16))
-    variables = model.init(jax.random.key(0), IMAGES)
-    out = model.apply(variables, IMAGES)
-    last = model.apply(variables, out.taps[-1], method="finish")
+
+    def run(variables):
+        out = model.apply(variables, IMAGES)
+        return out, model.apply(variables, out.taps[-1], method="finish")
+
+    out, last = jax.jit(run)(cameras)
     np.testing.assert_allclose(out.tokens, last, atol=1e-6)
-    np.testing.assert_allclose(out.projected, last @ variables["params"]["projection"], atol=1e-5)
-    assert model.clone(projection_width=0).apply(variables, IMAGES).projected is None
+    np.testing.assert_allclose(out.projected, last @ cameras["params"]["projection"], atol=1e-5)
+    assert jax.eval_shape(model.clone(projection_width=0).apply, cameras, IMAGES).projected is None
 
 
 def assembled(model, variables, camids):
     return model.apply(variables, IMAGES, camids, method=lambda m, x, c: m.assemble(m.embed_patches(x), c))
 
 
-def test_camera_vector_is_added_to_the_cls_token_only_and_before_the_positions():
-    model = clip.clip_visual("micro", (32, 16), cameras=3, camera_scale=2.0)
-    variables = model.init(jax.random.key(0), IMAGES, jnp.zeros(2, jnp.int32))
+def test_camera_vector_is_added_to_the_cls_token_only_and_before_the_positions(cameras):
+    model, variables = encoder(camera_scale=2.0), cameras
     params, camids = variables["params"], jnp.array([2, 1])
     plain = model.clone(pre_norm=False)
     difference = assembled(plain, variables, camids) - assembled(plain.clone(cameras=0), variables, None)
@@ -142,24 +155,23 @@ def test_camera_vector_is_added_to_the_cls_token_only_and_before_the_positions()
     np.testing.assert_allclose(normed.std(-1), 1, atol=1e-3)
 
 
-def test_the_camera_can_be_left_out():
+def test_the_camera_can_be_left_out(cameras):
     """Stage 1 of CLIP-ReID sees features without camera, with the parameters of a network that has one."""
-    model = clip.clip_visual("micro", (32, 16), cameras=3)
-    variables = model.init(jax.random.key(0), IMAGES, jnp.zeros(2, jnp.int32))
-    without = model.clone(cameras=0).apply(variables, IMAGES)
-    silent = model.clone(camera_scale=0.0).apply(variables, IMAGES, jnp.array([0, 1]))
+    model = encoder()
+    without = jax.jit(model.clone(cameras=0).apply)(cameras, IMAGES)
+    silent = jax.jit(model.clone(camera_scale=0.0).apply)(cameras, IMAGES, jnp.array([0, 1]))
     np.testing.assert_allclose(without.projected, silent.projected, atol=1e-6)
     with pytest.raises(ValueError, match="pass camids"):
-        model.apply(variables, IMAGES)
+        model.apply(cameras, IMAGES)
     with pytest.raises(ValueError, match="camera_tokens"):
-        model.clone(camera_tokens="some").apply(variables, IMAGES, jnp.array([0, 1]))
+        model.clone(camera_tokens="some").apply(cameras, IMAGES, jnp.array([0, 1]))
 
 
 def test_initial_values():
     """Both towers follow the rule of CLIP's text tower; embeddings of the image tower have the deviation D^-1/2."""
-    model = clip.clip_visual("tiny", (128, 64))
-    initial = lambda m: jax.jit(m.init)(jax.random.key(0), jnp.zeros((1, 128, 64, 3)))["params"]  # noqa: E731
-    params = initial(model)
+    models = [clip.clip_visual("tiny", (128, 64), from_scratch=scratch) for scratch in (False, True)]
+    initial = jax.jit(lambda key: [model.init(key, jnp.zeros((1, 128, 64, 3)))["params"] for model in models])
+    params, scratch = initial(jax.random.key(0))
     output = 192**-0.5 * 8**-0.5
     expected = {
         "pos_embed": 192**-0.5,
@@ -173,7 +185,6 @@ def test_initial_values():
     flat = traverse_util.flatten_dict(params, sep="/")
     for path, deviation in expected.items():
         assert float(flat[path].std()) == pytest.approx(deviation, rel=0.03), path
-    scratch = initial(model.clone(from_scratch=True))
     assert float(scratch["pos_embed"].std()) == pytest.approx(0.5, rel=0.03)
     assert float(scratch["patch_embed"]["kernel"].std()) == pytest.approx(768**-0.5, rel=0.03)
 
@@ -186,8 +197,14 @@ def tower():
     model = clip.clip_text("micro", clip.VOCABULARY)
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 5), jnp.int32))["params"]
     # Larger than the initial values, so that attention is far from uniform.
-    grown = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(x.size), x.shape), params)
+    rng = np.random.default_rng(0)
+    grown = jax.tree.map(lambda x: x + 0.3 * rng.normal(size=x.shape).astype(np.float32), params)
     return model, {"params": grown}
+
+
+def encode(model, variables, embedded, eot):
+    """Text features of embedded tokens, in one program; ``eot`` a number or an array."""
+    return jax.jit(lambda variables, x: model.apply(variables, x, eot, method="encode"))(variables, embedded)
 
 
 def test_a_prefix_gives_the_same_features(tower):
@@ -195,7 +212,8 @@ def test_a_prefix_gives_the_same_features(tower):
     model, variables = tower
     prompt = person_prompt()
     ids = jnp.asarray(prompt.ids)[None]
-    whole, prefix = model.apply(variables, ids), model.apply(variables, ids[:, : prompt.length])
+    run = jax.jit(model.apply)
+    whole, prefix = run(variables, ids), run(variables, ids[:, : prompt.length])
     assert prompt.length == 12 and ids.shape == (1, 77) and whole.dtype == jnp.float32
     np.testing.assert_allclose(prefix, whole, atol=1e-5)
     embedded = model.apply(variables, ids[:, :12], method="embed_tokens")
@@ -203,7 +221,7 @@ def test_a_prefix_gives_the_same_features(tower):
     bare = model.clone(vocabulary=0)
     without = {"params": {name: x for name, x in variables["params"].items() if name != "token_embedding"}}
     for eot in (11, jnp.array([11])):
-        np.testing.assert_allclose(bare.apply(without, embedded, eot, method="encode"), whole, atol=1e-5)
+        np.testing.assert_allclose(encode(bare, without, embedded, eot), whole, atol=1e-5)
     with pytest.raises(ValueError, match="no token embedding"):
         bare.apply(without, ids)
 
@@ -216,16 +234,16 @@ def test_no_token_sees_a_later_one(tower):
     before, after = run(embedded), run(changed)
     chex.assert_trees_all_equal(before[:, :5], after[:, :5])
     assert (jnp.abs(before[:, 5:] - after[:, 5:]).max(axis=(0, 2)) > 1e-3).all()
-    gradient = jax.grad(lambda x: model.apply(variables, x, 4, method="encode").sum())(embedded)
+    gradient = jax.jit(jax.grad(lambda x: model.apply(variables, x, 4, method="encode").sum()))(embedded)
     assert not gradient[:, 5:].any() and gradient[:, :5].any(axis=(0, 2)).all()
 
 
 def test_each_row_has_its_own_end(tower):
     model, variables = tower
     embedded = jax.random.normal(jax.random.key(2), (2, 8, 16))
-    both = model.apply(variables, embedded, jnp.array([3, 6]), method="encode")
+    both = encode(model, variables, embedded, jnp.array([3, 6]))
     for row, eot in ((0, 3), (1, 6)):
-        alone = model.apply(variables, embedded[row : row + 1, : eot + 1], eot, method="encode")  # a shorter prefix
+        alone = encode(model, variables, embedded[row : row + 1, : eot + 1], eot)  # a shorter prefix
         np.testing.assert_allclose(both[row], alone[0], atol=1e-5)
 
 
@@ -247,17 +265,16 @@ def test_texts_that_do_not_fit(tower):
         model.apply(variables, jnp.zeros((1, 12, 16)), 12, method="encode")
 
 
-def test_bfloat16_is_close_and_finite(tower):
+def test_bfloat16_is_close_and_finite(tower, cameras):
     model, variables = tower
     ids = jnp.asarray(person_prompt().ids)[None, :12]
-    low = jax.jit(model.clone(dtype=jnp.bfloat16).apply)(variables, ids)
+    low, exact = (jax.jit(each.apply)(variables, ids) for each in (model.clone(dtype=jnp.bfloat16), model))
     assert low.dtype == jnp.float32 and jnp.isfinite(low).all()
-    np.testing.assert_allclose(low, model.apply(variables, ids), atol=0.3)
+    np.testing.assert_allclose(low, exact, atol=0.3)
     visual = clip.clip_visual("micro", (32, 16), dtype=jnp.bfloat16)
-    variables = jax.jit(visual.init)(jax.random.key(0), IMAGES)
-    out = jax.jit(visual.apply)(variables, IMAGES)
+    out = jax.jit(visual.apply)(cameras, IMAGES)
     assert out.taps[0].dtype == jnp.bfloat16 and out.tokens.dtype == out.projected.dtype == jnp.float32
-    exact = jax.jit(visual.clone(dtype=jnp.float32).apply)(variables, IMAGES)
+    exact = jax.jit(visual.clone(dtype=jnp.float32).apply)(cameras, IMAGES)
     np.testing.assert_allclose(out.projected, exact.projected, atol=0.1)
 
 

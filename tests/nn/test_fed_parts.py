@@ -73,7 +73,7 @@ def test_gated_ffn():
 def test_ffn_of_the_paper():
     ffn = FeedForward("postln_residual")
     x = np.random.default_rng(0).normal(size=(3, 4)).astype(np.float32)
-    variables = ffn.init(jax.random.key(0), x)
+    variables = jax.jit(ffn.init)(jax.random.key(0), x)
     first, second = (jax.tree.map(np.asarray, variables["params"][name]) for name in ("fc1", "fc2"))
     assert first["kernel"].shape == (4, 16)
     hidden = x @ first["kernel"] + first["bias"]
@@ -114,10 +114,10 @@ def test_whose_memory_reaches_whom(scramble):
     rng = np.random.default_rng(0)
     features, memory = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((64, 32), (64, 3, 32)))
     scores = jnp.ones((64, 4))
-    variables = module.init(jax.random.key(0), features, scores, memory)
-    plain = module.apply(variables, features, scores, memory)
+    variables, run = jax.jit(module.init)(jax.random.key(0), features, scores, memory), jax.jit(module.apply)
+    plain = run(variables, features, scores, memory)
     for image in (0, 13, 63):
-        moved = module.apply(variables, features, scores, memory.at[image].add(0.5))
+        moved = run(variables, features, scores, memory.at[image].add(0.5))
         rows = np.flatnonzero(np.abs(np.asarray(moved - plain)).max(axis=(1, 2)) > 1e-6)
         np.testing.assert_array_equal(rows, [r for r in range(64) if r % 8 == image // 8] if scramble else [image])
 
@@ -126,11 +126,11 @@ def test_scores_weigh_what_is_taken():
     """With scores of 0 nothing of the memory arrives: the second FFN sees the feature alone (Eq. 7)."""
     module = FeatureDiffusion(2, 0.5)
     features, memory = sines(1, 3, 16), sines(2, 3, 2, 16)
-    variables = module.init(jax.random.key(0), features, jnp.ones((3, 4)), memory)
-    nothing = module.apply(variables, features, jnp.zeros((3, 4)), memory)
+    variables, run = jax.jit(module.init)(jax.random.key(0), features, jnp.ones((3, 4)), memory), jax.jit(module.apply)
+    nothing = run(variables, features, jnp.zeros((3, 4)), memory)
     expected = FeedForward().apply({"params": variables["params"]["ffn2"]}, features.reshape(3, 4, 4))
     np.testing.assert_allclose(nothing, expected, atol=1e-6)
-    one = module.apply(variables, features, jnp.zeros((3, 4)).at[:, 1].set(1), memory)
+    one = run(variables, features, jnp.zeros((3, 4)).at[:, 1].set(1), memory)
     changed = np.abs(np.asarray(one - nothing)).max(axis=(0, 2)) > 1e-6
     np.testing.assert_array_equal(changed, [False, True, False, False])
     with pytest.raises(ValueError, match="3 heads do not divide the width 16"):

@@ -37,8 +37,9 @@ def case(tmp_path_factory):
     for name, picture in zip(names, pictures, strict=True):
         Image.fromarray(picture).save(folder / name)
     images = (jnp.asarray(pictures, jnp.float32) / 255.0 - 0.5) / 0.5
+    embed = jax.jit(lambda params, extra, batch: method.embed(params, extra, batch, "query"))
     with jax.default_matmul_precision("highest"):
-        features = method.embed(params, extra, {"image": images, "camid": jnp.asarray(camids)}, "query")
+        features = embed(params, extra, {"image": images, "camid": jnp.asarray(camids)})
     np.savez(folder / "y.npz", names=names, features=np.asarray(features), camids=camids)
     return folder
 

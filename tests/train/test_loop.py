@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,8 +23,8 @@ from occreid_jax.weights.trees import flatten
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def train(config, workdir: Path):
-    setup = open_setup(config, Reporter(quiet=True))
+def train(config, workdir: Path, quiet: bool = True):
+    setup = open_setup(config, Reporter(quiet))
     claim_workdir(workdir, config, setup.meta)
     trainer = Trainer(setup, workdir)
     return trainer.run(), trainer
@@ -36,28 +37,41 @@ def comparable(workdir: Path) -> dict:
     return results
 
 
-def test_a_run_leaves_what_it_promises(tiny_config, tmp_path):
-    config = tiny_config(data__cache=str(tmp_path / "tables"), evaluation__every_epochs=1)
-    evaluation, trainer = train(config, tmp_path / "run")
-    results = read_json(tmp_path / "run" / "results.json")
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory) -> str:
+    """The cache folder of this file's image tables: every run reads the same pictures."""
+    return str(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="module")
+def whole(tiny_config, tables, tmp_path_factory):
+    """A finished run on one device, which tests only read: config, evaluation, trainer."""
+    config = tiny_config(data__cache=tables, evaluation__every_epochs=1, mesh__devices=1)
+    return config, *train(config, tmp_path_factory.mktemp("whole"))
+
+
+def test_a_run_leaves_what_it_promises(whole, tmp_path):
+    config, evaluation, trainer = whole
+    run = Path(shutil.copytree(trainer.workdir, tmp_path / "run"))
+    results = read_json(run / "results.json")
     for key in ("protocol", "mAP", "mINP", "rank1", "rank5", "rank10", "untrained_mAP", "queries", "gallery", "skipped_queries"):
         assert key in results
     assert results["protocol"].startswith("market1501/")
     assert evaluation.summary.startswith(f"mAP {results['mAP']:.1f}  R-1 ")
-    lines = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    lines = read_metrics(run / "metrics.jsonl")
     assert [line["step"] for line in lines if "evaluation/mAP" in line] == [int(end) for end in trainer.plan.stages[0].epoch_ends]
     losses = [line["main/loss"] for line in lines if "main/loss" in line]
     assert losses[-1] < losses[0]
-    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+    assert list((run / "tensorboard").glob("events*"))
     assert trainer.checkpoints.latest.latest_step() == trainer.plan.steps
-    again, _ = train(config, tmp_path / "run")  # a finished run only evaluates again
+    again, _ = train(config, run)  # a finished run only evaluates again
     assert again.results["parameters_sha256"] == results["parameters_sha256"]
-    assert len(read_metrics(tmp_path / "run" / "metrics.jsonl")) == len(lines)
+    assert len(read_metrics(run / "metrics.jsonl")) == len(lines)
 
 
 def command(config_changes: list[str], market_root: Path, workdir: Path, cache: Path) -> list[str]:
     return [
-        sys.executable, str(ROOT / "launch" / "train.py"), "--config=configs/baseline.py:dataset=market1501,backbone=micro",
+        sys.executable, str(ROOT / "launch" / "train.py"), "--config=configs/baseline.py:dataset=market1501,backbone=32x1x2",
         f"--config.data.root={market_root}", f"--config.data.cache={cache}", "--config.data.image_size=64,32",
         "--config.stages.main.epochs=12", "--config.stages.main.sampler.batch_size=16", "--config.evaluation.every_epochs=4",
         "--config.report.enabled=False", "--config.loop.log_every=1", f"--workdir={workdir}", *config_changes,
@@ -75,18 +89,27 @@ def wait_for_checkpoint(workdir: Path, process: subprocess.Popen) -> None:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(market_root, tmp_path_factory):
+def long_config(tiny_config, tables):
+    """What `command` trains, on two devices: long enough to be stopped on the way."""
+    return tiny_config(
+        data__cache=tables, mesh__devices=2, stages__main__epochs=12, evaluation__every_epochs=4, loop__log_every=1
+    )
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(long_config, tmp_path_factory):
     """Results of the run that nobody stopped."""
-    folder = tmp_path_factory.mktemp("uninterrupted")
-    workdir = folder / "whole"
-    subprocess.run(command([], market_root, workdir, folder / "tables"), cwd=ROOT, check=True, capture_output=True)
+    workdir = tmp_path_factory.mktemp("uninterrupted")
+    train(long_config, workdir)
     return comparable(workdir)
 
 
 @pytest.mark.parametrize(("stop", "status"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGTERM, 128 + signal.SIGTERM)])
-def test_a_stopped_run_ends_bit_equal(stop, status, market_root, tmp_path, uninterrupted):
+def test_a_stopped_run_ends_bit_equal(stop, status, market_root, tables, long_config, tmp_path, uninterrupted, capsys):
+    """The command is stopped; here, in another process and with nothing but its run folder, the same config goes on."""
     workdir = tmp_path / "stopped"
-    arguments = command([], market_root, workdir, tmp_path / "tables")
+    changes = ["--config.mesh.devices=2", f"--config.evaluation.batch_size={long_config.evaluation.batch_size}"]
+    arguments = command(changes, market_root, workdir, tables)
     process = subprocess.Popen(arguments, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_checkpoint(workdir, process)
     process.send_signal(stop)
@@ -95,17 +118,16 @@ def test_a_stopped_run_ends_bit_equal(stop, status, market_root, tmp_path, unint
     assert not (workdir / "results.json").exists()
     if stop == signal.SIGTERM:
         assert errors.count("\n") == 1 and "the same command goes on from there" in errors
-    finished = subprocess.run(arguments, cwd=ROOT, check=True, capture_output=True, text=True)
-    assert "going on from step" in finished.stdout
+    train(long_config, workdir, quiet=False)
+    assert "going on from step" in capsys.readouterr().out
     assert comparable(workdir) == uninterrupted
 
 
-def test_optimiser_state_is_resumed_too(tiny_config, tmp_path):
+def test_optimiser_state_is_resumed_too(whole, tmp_path, monkeypatch):
     """The optimiser's buffers of a run stopped in the middle of an epoch equal those of an uninterrupted one."""
     from occreid_jax.train import loop as loop_module
 
-    config = tiny_config(data__cache=str(tmp_path / "tables"))
-    _, whole = train(config, tmp_path / "whole")
+    config, _, uncut = whole
 
     class StopAtTen:
         def __init__(self):
@@ -120,16 +142,14 @@ def test_optimiser_state_is_resumed_too(tiny_config, tmp_path):
         def requested(self, step):
             return signal.SIGTERM if step == 10 else 0
 
-    original, loop_module.distributed.StopRequest = loop_module.distributed.StopRequest, StopAtTen
-    try:
+    with monkeypatch.context() as patch:
+        patch.setattr(loop_module.distributed, "StopRequest", StopAtTen)
         with pytest.raises(loop_module.Stopped, match="stopped after step 10"):
             train(config, tmp_path / "cut")
-    finally:
-        loop_module.distributed.StopRequest = original
     _, cut = train(config, tmp_path / "cut")
     import jax
 
-    for a, b in zip(jax.tree.leaves(whole.state.opt_state), jax.tree.leaves(cut.state.opt_state), strict=True):
+    for a, b in zip(jax.tree.leaves(uncut.state.opt_state), jax.tree.leaves(cut.state.opt_state), strict=True):
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
 
 
@@ -143,19 +163,21 @@ def test_another_config_is_refused_with_the_differences(tiny_config, tmp_path):
         claim_workdir(tmp_path / "run", tiny_config(stages__main__epochs=7), setup.meta)
 
 
-def test_starting_from_another_run(tiny_config, tmp_path):
-    cache = str(tmp_path / "tables")
-    train(tiny_config(data__cache=cache), tmp_path / "first")
-    config = tiny_config(data__cache=cache, init__run=str(tmp_path / "first"), stages__main__optimizer__learning_rate=0.0)
+def test_starting_from_another_run(whole, tiny_config, tables, tmp_path):
+    _, _, first = whole
+    config = tiny_config(
+        data__cache=tables, mesh__devices=1, init__run=str(first.workdir), stages__main__epochs=1, evaluation__untrained=False,
+        stages__main__optimizer__learning_rate=0.0,
+    )  # fmt: skip
     config.stages.main.optimizer.schedule = dict(name="constant")
     _, second = train(config, tmp_path / "second")
-    stored = flatten(read_run(tmp_path / "first")["params"])
+    stored = flatten(read_run(first.workdir)["params"])
     for path, value in flatten(second.state.params).items():
         np.testing.assert_array_equal(value, stored[path])
 
 
-def test_a_loss_that_is_not_finite_stops_with_names(tiny_config, tmp_path):
-    config = tiny_config(data__cache=str(tmp_path / "tables"), loop__log_every=1)
+def test_a_loss_that_is_not_finite_stops_with_names(tiny_config, tables, tmp_path):
+    config = tiny_config(data__cache=tables, mesh__devices=1, loop__log_every=1, evaluation__untrained=False)
     config.stages.main.optimizer.schedule = dict(name="constant")
     config.stages.main.optimizer.learning_rate = 1e25
     with pytest.raises(UserError, match="is not finite") as caught:
@@ -166,22 +188,30 @@ def test_a_loss_that_is_not_finite_stops_with_names(tiny_config, tmp_path):
     assert not (tmp_path / "run" / "results.json").exists()
 
 
-def test_eight_devices_train_like_one(tiny_config, tmp_path):
-    results = []
-    for devices in (1, 8):
-        config = tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=devices, stages__main__epochs=1)
-        evaluation, _ = train(config, tmp_path / f"run-{devices}")
-        results.append(evaluation.results["mAP"])
-    assert results[0] == pytest.approx(results[1], abs=0.5)
+@pytest.fixture(scope="module")
+def one_epoch(tiny_config, tables, tmp_path_factory):
+    """A function ``(**changes)`` -> mAP after one epoch with these changes of the config."""
+
+    def mean_average_precision(**changes) -> float:
+        config = tiny_config(data__cache=tables, stages__main__epochs=1, evaluation__untrained=False, **changes)
+        evaluation, _ = train(config, tmp_path_factory.mktemp("epoch"))
+        return evaluation.results["mAP"]
+
+    return mean_average_precision
 
 
-def test_streaming_trains_like_resident_tables(tiny_config, tmp_path):
-    results = []
-    for resident in ("always", "never"):
-        config = tiny_config(data__cache=str(tmp_path / "tables"), data__resident=resident, stages__main__epochs=1)
-        evaluation, _ = train(config, tmp_path / resident)
-        results.append(evaluation.results["mAP"])
-    assert results[0] == pytest.approx(results[1], abs=1e-6)
+@pytest.fixture(scope="module")
+def on_eight_devices(one_epoch) -> float:
+    """mAP after one epoch on eight devices that hold the tables."""
+    return one_epoch(mesh__devices=8, data__resident="always")
+
+
+def test_eight_devices_train_like_one(one_epoch, on_eight_devices):
+    assert one_epoch(mesh__devices=1) == pytest.approx(on_eight_devices, abs=0.5)
+
+
+def test_streaming_trains_like_resident_tables(one_epoch, on_eight_devices):
+    assert one_epoch(mesh__devices=8, data__resident="never") == pytest.approx(on_eight_devices, abs=1e-6)
 
 
 def test_the_environment_names_the_data_root(tiny_config, monkeypatch):

@@ -2,6 +2,7 @@
 and refreshed, alternating updates, groups of learning rates. The loop must run it, and resume it bit-equal at every boundary."""
 
 import signal
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -44,6 +45,7 @@ class TwoStages(MethodBase):
         extra = {
             "tables": {"feature": jnp.zeros((self.meta.images, WIDTH))},
             "bank": jnp.zeros((self.meta.identities, WIDTH)),
+            "start": jnp.zeros((self.meta.identities, WIDTH)),
             "prepared": jnp.zeros((), jnp.int32),
         }
         return params, extra
@@ -58,7 +60,8 @@ class TwoStages(MethodBase):
         np.add.at(sums, context.labels, features)
         counts = np.bincount(context.labels, minlength=self.meta.identities)[:, None].astype(np.float32)
         prepared = np.asarray(context.extra["prepared"]) + np.int32(1)
-        return {"tables": {"feature": features}, "bank": sums / counts, "prepared": prepared}
+        bank = jnp.asarray(sums / counts)  # one array in two places, of which the step moves one
+        return {"tables": {"feature": features}, "bank": bank, "start": bank, "prepared": prepared}
 
     def loss(self, params, extra, batch, rng, stage, t):
         features = batch["feature"] if stage.name == "prompts" else self.encode(params, batch["image"])
@@ -71,33 +74,46 @@ class TwoStages(MethodBase):
         return self.encode(params, batch["image"])
 
 
-@pytest.fixture
-def trainer(tiny_config, tmp_path):
-    """A function ``(name)`` -> a fresh `Trainer` of the made-up method in the run folder of that name."""
+@pytest.fixture(scope="module")
+def open_trainer(tiny_config, tmp_path_factory):
+    """A function ``(folder)`` -> a fresh `Trainer` of the made-up method in this run folder."""
+    tables = str(tmp_path_factory.mktemp("tables"))
 
-    def make(name: str) -> Trainer:
-        config = tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=1, loop__log_every=1)
+    def make(folder: Path) -> Trainer:
+        config = tiny_config(data__cache=tables, mesh__devices=1, loop__log_every=1, evaluation__untrained=False)
         setup = open_setup(config, Reporter(quiet=True))
         setup.method = TwoStages(config, setup.meta)
-        claim_workdir(tmp_path / name, config, setup.meta)
-        return Trainer(setup, tmp_path / name)
+        claim_workdir(folder, config, setup.meta)
+        return Trainer(setup, folder)
 
     return make
 
 
-def test_stages_run_one_after_the_other(trainer, tmp_path):
-    run = trainer("run")
-    first, second = run.plan.stages
-    assert (first.start, first.steps, second.start) == (0, 8, 8) and run.plan.steps == 24
-    before = jax.device_get(jax.jit(run.method.init)(jax.random.fold_in(jax.random.key(0), 1))[0])
-    run.run()
-    assert int(run.state.extra["prepared"]) == 3  # at both stages' starts and before the second stage's third epoch
-    assert len(run.state.opt_state) == 2
-    lines = [line for line in read_metrics(tmp_path / "run" / "metrics.jsonl") if "stage" in line]
+@pytest.fixture
+def trainer(open_trainer, tmp_path):
+    """A function ``(name)`` -> a fresh `Trainer` in the test's run folder of that name."""
+    return lambda name: open_trainer(tmp_path / name)
+
+
+@pytest.fixture(scope="module")
+def whole(open_trainer, tmp_path_factory) -> Trainer:
+    """The run that nobody stopped, which tests only read."""
+    trainer = open_trainer(tmp_path_factory.mktemp("whole"))
+    trainer.run()
+    return trainer
+
+
+def test_stages_run_one_after_the_other(whole):
+    first, second = whole.plan.stages
+    assert (first.start, first.steps, second.start) == (0, 8, 8) and whole.plan.steps == 24
+    before = jax.device_get(jax.jit(whole.method.init)(jax.random.fold_in(jax.random.key(0), 1))[0])
+    assert int(whole.state.extra["prepared"]) == 3  # at both stages' starts and before the second stage's third epoch
+    assert len(whole.state.opt_state) == 2
+    lines = [line for line in read_metrics(whole.workdir / "metrics.jsonl") if "stage" in line]
     assert [line["stage"] for line in lines] == ["prompts"] * 8 + ["joint"] * 16
     progress = [line.get("prompts/progress", line.get("joint/progress")) for line in lines]
     np.testing.assert_allclose(progress, [*np.arange(8) / 8, *np.arange(16) / 16], atol=1e-6)
-    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(run.state.params))
+    moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(whole.state.params))
     assert all(value > 1e-4 for value in jax.tree.leaves(moved))
 
 
@@ -130,9 +146,7 @@ def stop_at(monkeypatch, step: int) -> None:
 
 
 @pytest.mark.parametrize("step", [3, 4, 8, 9, 12, 16, 18, 20])
-def test_resuming_is_bit_equal_inside_and_at_every_boundary(step, trainer, monkeypatch):
-    whole = trainer("whole")
-    whole.run()
+def test_resuming_is_bit_equal_inside_and_at_every_boundary(step, trainer, whole, monkeypatch):
     with monkeypatch.context() as patch:
         stop_at(patch, step)
         with pytest.raises(loop.Stopped, match=f"stopped after step {step}"):

@@ -1,6 +1,7 @@
 """The jitted step: what moves and what does not, one device against eight, chunks, streams, no recompilation, no syncs."""
 
 import dataclasses
+import functools
 import re
 
 import chex
@@ -25,26 +26,41 @@ from occreid_jax.train.setup import open_setup
 from occreid_jax.train.step import StageStep
 
 
-@pytest.fixture
-def opened(tiny_config, tmp_path):
-    """A function ``(devices, **changes)`` -> setup, plan of the first stage, step, initial state, columns."""
+@pytest.fixture(scope="module")
+def opened(tiny_config, tmp_path_factory):
+    """A function ``(devices, **changes)`` -> setup, plan of the first stage, step, initial state, columns.
+
+    The state is a new one every time, since a step takes its buffers; the rest is made once for equal arguments.
+    """
+    tables, made = str(tmp_path_factory.mktemp("tables")), {}
 
     def make(devices: int = 1, **changes):
-        config = tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=devices, **changes)
-        setup = open_setup(config, Reporter(quiet=True))
-        plan = make_plan(setup.method.stages(), setup.labels, 0, config.loop.accumulate, devices).stages[0]
-        params, extra = jax.jit(setup.method.init)(jax.random.key(3))
-        step = StageStep(setup.method, plan, params, config.loop.accumulate)
-        current = state.create(params, extra, 0).replace(opt_state=step.init(params))
-        columns = setup.columns("train", plan.stage.inputs, "bicubic") | {"label": setup.labels}
+        key = devices, str(changes)
+        if key not in made:
+            config = tiny_config(data__cache=tables, mesh__devices=devices, **changes)
+            setup = open_setup(config, Reporter(quiet=True))
+            plan = make_plan(setup.method.stages(), setup.labels, 0, config.loop.accumulate, devices).stages[0]
+            params, extra = jax.jit(setup.method.init)(jax.random.key(3))
+            step = StageStep(setup.method, plan, params, config.loop.accumulate)
+            columns = setup.columns("train", plan.stage.inputs, "bicubic") | {"label": setup.labels}
+            made[key] = setup, plan, step, (params, extra, step.init(params)), columns
+        setup, plan, step, initial, columns = made[key]
+        params, extra, opt_state = jax.tree.map(jnp.copy, initial)
+        current = state.create(params, extra, 0).replace(opt_state=opt_state)
         return setup, plan, step, distributed.place(current, setup.devices.replicated), columns
 
     return make
 
 
+@functools.cache
+def jitted(step, devices):
+    """The function of a step, which is then traced and compiled once for all tests."""
+    return step.jitted(devices)
+
+
 def run(setup, plan, step, current, columns, count=3, chunk=1):
     tables = resident.device_tables(columns, setup.devices.replicated)
-    function = step.jitted(setup.devices)
+    function = jitted(step, setup.devices)
     rows, losses = plan.rows(0)[:count], []
     for first in range(0, count, chunk):
         current, metrics = function(current, tables, distributed.place(rows[first : first + chunk], setup.devices.steps))
@@ -146,7 +162,17 @@ def test_nothing_matches_the_trainable_pattern(opened):
 
 
 @pytest.fixture
-def pasting(opened, tmp_path):
+def new_setup(tiny_config, tmp_path):
+    """A function ``(**changes)`` -> a setup on one device that a test may change, and whose cache folder is its own."""
+
+    def make(**changes):
+        return open_setup(tiny_config(data__cache=str(tmp_path / "tables"), mesh__devices=1, **changes), Reporter(quiet=True))
+
+    return make
+
+
+@pytest.fixture
+def pasting(opened, new_setup, tmp_path):
     """A function ``(resident, names)`` -> trainer, plan and step of a stage that sees pictures with pasted occluders."""
 
     def make(choice: str = "always", names: tuple[str, ...] = occluders.TABLES):
@@ -155,7 +181,7 @@ def pasting(opened, tmp_path):
             things = [rng.integers(0, 256, (30 - 9 * n, 10 + 9 * n, 4)).astype(np.uint8) for n in range(3)]
             things = [occluders.Occluder(str(number), pixels, "", "") for number, pixels in enumerate(things)]
             occluders.write_library(tmp_path / "library", things, 16)
-        setup, _, _, current, _ = opened(data__occluders=str(tmp_path / "library"), data__resident=choice)
+        setup, (_, _, _, current, _) = new_setup(data__occluders=str(tmp_path / "library"), data__resident=choice), opened()
         occlusion = dict(kind="roa", probability=1.0, least_area=0.5, most_area=0.75)
         occlusion |= dict(balanced=False, hard=False, rectangles=False)
         twins = roa.roa(ml_collections.ConfigDict(common.standard_augment(occlusion=occlusion)), (0.5,) * 3, (0.5,) * 3)
@@ -205,15 +231,15 @@ def test_shared_tables_of_the_report_and_unknown_ones(pasting):
         trainer.setup.shared(("occluders",))
 
 
-def test_the_default_library_is_rendered_once(opened, monkeypatch):
-    setup, *_ = opened()
+def test_the_default_library_is_rendered_once(new_setup, monkeypatch):
+    setup = new_setup()
     monkeypatch.setattr(train_setup, "RENDERED", 9)
     made = train_setup.rendered_occluders
     monkeypatch.setattr(train_setup, "rendered_occluders", lambda seed, task: made(seed, task, 9))
     tables = setup.shared(occluders.TABLES)
     assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE, 4) and tables["occluder_sides"].dtype == np.int32
     monkeypatch.setattr(train_setup, "rendered_occluders", None)
-    again, *_ = opened()
+    again = new_setup()
     np.testing.assert_array_equal(again.shared(("occluders",))["occluders"], tables["occluders"])
     (folder,) = setup.cache.glob("occluders-0-*")
     assert sorted(path.name for path in folder.iterdir()) == ["library.json", "pictures.npy"]

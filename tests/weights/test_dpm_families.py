@@ -182,7 +182,7 @@ def test_dpm_in_its_method(tmp_path, cameras):
     found = {name: np.asarray(array) for name, array in flatten({"params": params, "extra": extra}).items()}
     assert same(found, read(arrays)[0])
     batch = {"image": jnp.zeros((2, *IMAGE, 3)), "camid": jnp.zeros(2, jnp.int32)}
-    features = method.embed(params, extra, batch, "query")
+    features = jax.eval_shape(lambda p, e: method.embed(p, e, batch, "query"), params, extra)
     assert features["feature"].shape == features["mask"].shape == (2, WIDTH)
     _, pickled = port.write_exported(tmp_path / "back", families.for_method("dpm_pp").write(found)[0])
     assert same(read_pth(pickled), dpm(cameras, dead=False))
@@ -196,7 +196,7 @@ def test_the_selection_network_takes_its_place_beside_an_encoder(tmp_path):
     found = {name: np.asarray(array) for name, array in flatten({"params": params, "extra": extra}).items()}
     assert same({name: array for name, array in found.items() if "/selection/" in name}, read(spt_selection())[0])
     np.testing.assert_array_equal(found["params/visual/block_01/mlp/fc1/kernel"], timm()["blocks.1.mlp.fc1.weight"].T)
-    saliency = method.selection.saliency(params["selection"], jnp.zeros((2, *IMAGE, 3)))
+    saliency = jax.eval_shape(method.selection.saliency, params["selection"], jnp.zeros((2, *IMAGE, 3)))
     assert saliency.shape == (2, 210)
     swapped, _ = initial_model(*method_of("spt", f"{part},{encoder}"))
     np.testing.assert_array_equal(swapped["selection"]["encoder"]["cls_token"], timm()["cls_token"])  # the later one counts

@@ -170,7 +170,7 @@ def test_in_the_method(tmp_path):
     assert found.pop("extra/bank/erased").shape == (IDENTITIES, PARTS * WIDTH)
     assert same(found, read(arrays)[0])
     batch = {"image": jnp.zeros((2, *IMAGE, 3)), "camid": jnp.zeros(2, jnp.int32)}
-    assert method.embed(params, extra, batch, "query").shape == (2, PARTS * WIDTH)
+    assert jax.eval_shape(lambda p, e: method.embed(p, e, batch, "query"), params, extra).shape == (2, PARTS * WIDTH)
     run = found | {"extra/bank/erased": np.zeros((IDENTITIES, PARTS * WIDTH), np.float32)}
     _, pickled = port.write_exported(tmp_path / "back", families.for_method("fed").write(run)[0])
     assert same(read_pth(pickled), fed(dead=False))

@@ -21,17 +21,18 @@ def networks(name):
 
 
 def initial(name):
+    """A function of a key: the initial values of both towers and the scale."""
     visual, text = networks(name)
     images, ids = np.zeros((1, *IMAGE, 3), np.float32), np.zeros((1, 4), np.int32)
-    return {
-        "visual": visual.init(jax.random.key(0), images)["params"],
-        "text": text.init(jax.random.key(1), ids)["params"],
+    return lambda key: {
+        "visual": visual.init(key, images)["params"],
+        "text": text.init(key, ids)["params"],
         "logit_scale": np.float32(2.5),
     }
 
 
 def test_what_is_written_is_read_as_float32(tmp_path):
-    params = initial("micro")
+    params = jax.jit(initial("micro"))(jax.random.key(0))
     path = write_tiny_clip(tmp_path / "micro", params, clip_size("micro"), (8, 4), {"seed": 3})
     arrays, metadata = read_ported(path.parent)
     assert (metadata["kind"], metadata["family"], metadata["grid"]) == ("clip", "tiny_clip", "8x4")
@@ -55,7 +56,8 @@ def test_the_shipped_weights_fit_the_tiny_network(shipped):
     arrays, metadata = dict(shipped[0]), shipped[1]
     assert metadata["kind"] == "clip" and metadata["family"] == "tiny_clip"
     np.testing.assert_array_equal(arrays.pop("grid"), [8, 4])
-    shapes = {name: np.shape(value) for name, value in flatten({"params": initial("tiny")}).items()}
+    params = jax.eval_shape(initial("tiny"), jax.random.key(0))
+    shapes = {name: np.shape(value) for name, value in flatten({"params": params}).items()}
     assert {name: value.shape for name, value in arrays.items()} == shapes
     assert all(np.isfinite(value).all() for value in arrays.values())
     assert (asset("tiny_clip") / "weights.safetensors").stat().st_size < 8e6
@@ -67,7 +69,7 @@ def test_the_shipped_text_tower_tells_sentences_apart(shipped):
     told = ["a photo of a person wearing red trousers", "a photo of a person wearing dark red trousers",
             "a photo of a person wearing blue shoes"]  # fmt: skip
     rows = vocabulary.rows(np.concatenate([vocabulary.tokenize(told), person_prompt().ids[None]]))
-    features = np.array(text.apply({"params": params["text"]}, rows))
+    features = np.array(jax.jit(text.apply)({"params": params["text"]}, rows))
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     likeness = features @ features.T
     assert likeness[0, 1] > likeness[0, 2] and likeness[~np.eye(4, dtype=bool)].max() < 0.999
