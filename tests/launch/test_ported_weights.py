@@ -29,6 +29,17 @@ def test_reranked_evaluation_stands_apart(launch, trained):
     assert (trained / "results.json").read_text() == before
 
 
+def test_evaluation_with_other_settings_stands_apart(launch, trained):
+    before = (trained / "results.json").read_text()
+    launch("evaluate.py", f"--workdir={trained}", "--method=test_feature=after").fine()
+    folder = trained / "evaluations" / "test_feature=after"
+    other = json.loads((folder / "results.json").read_text())
+    assert (trained / "results.json").read_text() == before
+    assert other["parameters_sha256"] == json.loads(before)["parameters_sha256"]
+    own, new = (np.load(path / "evaluation.npz")["ranked_indices"] for path in (trained, folder))
+    assert (own != new).any()
+
+
 def test_training_starts_from_ported_weights(launch, tiny, ported, tmp_path):
     arguments = ("--config.evaluation.untrained=true", f"--config.init.weights={ported}", f"--workdir={tmp_path}")
     launch("train.py", *tiny(*arguments)).fine()

@@ -356,6 +356,18 @@ def test_cut_checkpoint(launch, tiny, run_copy):
     assert f"going on from step {steps[0]}" in launch("train.py", *tiny(f"--workdir={run_copy}")).fine().out
 
 
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("test_featur=after", ("unknown config argument 'test_featur'", "test_feature")),
+        ("label_smoothing=much", ("label_smoothing=much", "should look like label_smoothing=")),
+        ("backbone=64x2x2", ("the method has other parameters than the run's", "train with them")),
+    ],
+)
+def test_settings_that_cannot_be_evaluated(launch, trained, setting, words):
+    launch("evaluate.py", f"--workdir={trained}", f"--method={setting}").mistake(*words)
+
+
 def test_cut_arrays(launch, run_copy):
     """As above, with only the stored numbers cut."""
     folder = max((run_copy / "checkpoints" / "latest").iterdir(), key=lambda path: int(path.name))

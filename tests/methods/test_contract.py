@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from occreid_jax import methods
+from occreid_jax.train import state
+from occreid_jax.train.plan import make_plan
+from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Meta
 
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=24)
@@ -32,6 +35,8 @@ def micro_config(name: str):
     if config.method.get("text") and "backbone" in config.method:
         config.method.backbone = "clip_micro"  # texts need a CLIP
     config.data.image_size = META.image_size
+    for stage in config.stages.values():
+        stage.sampler.batch_size = 8
     return config
 
 
@@ -124,6 +129,26 @@ def test_losses_are_finite_and_extra_keeps_its_structure(initial, dtype):
         chex.assert_tree_all_finite((value, aux, gradients))
         chex.assert_trees_all_equal_shapes_and_dtypes(extra, aux.extra)
         assert all(metric.shape == () for metric in aux.metrics.values())
+
+
+@pytest.mark.slow
+def test_three_epochs_compile_every_stage_once(initial):
+    method, params, extra = initial
+    rng, labels = np.random.default_rng(4), np.repeat(np.arange(META.identities), META.images // META.identities)
+    for plan in make_plan(method.stages(), labels, 0, 1, 1).stages:
+        step = StageStep(method, plan, params)
+        # The step gives its state away, and other tests need these values.
+        current = jax.tree.map(lambda x: x.copy(), state.create(params, extra, 0).replace(opt_state=step.init(params)))
+        columns = raw_batch(META.images) | library()
+        tables = {name: columns[name] for name in (*plan.stage.inputs, *COLUMNS, *plan.stage.shared) if name in columns}
+        chex.clear_trace_counter()
+        traced = jax.jit(chex.assert_max_traces(step.from_tables, n=1), donate_argnums=0)
+        for epoch in range(3):
+            for rows in plan.rows(epoch)[:1]:
+                images = {"image": jnp.asarray(rng.integers(0, 256, columns["image"].shape, np.uint8))}
+                current, metrics = traced(current, tables | (images if "image" in tables else {}), jnp.asarray(rows)[None])
+        assert np.isfinite(metrics["loss"]).all()
+    chex.clear_trace_counter()
 
 
 def test_parameters_are_float32(initial):
