@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from occreid_jax import config as configuration
 from occreid_jax import methods
@@ -17,8 +19,9 @@ from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.setup import Setup, open_setup, read_meta
 from occreid_jax.train.start import initial_model, load_weights
-from occreid_jax.types import Meta
+from occreid_jax.types import Meta, Method
 from occreid_jax.weights.port import read_ported
+from occreid_jax.weights.trees import flatten, shorten, unflatten
 
 
 def read_config(workdir: Path):
@@ -62,10 +65,10 @@ def open_run(
 def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup, Any, Any]:
     """``(setup, params, extra)`` of a whole model that launch/port_weights.py brought, on the dataset of ``config``.
 
-    The numbers of identities and cameras are the model's own, so everything must fit. Raises `UserError` if it does not, or if
-    the weights are no whole model.
+    The numbers of identities and cameras are the model's own, so everything must fit. Raises `UserError` if it does not, if the
+    weights are no whole model, or if the config's features need what only a training makes.
     """
-    _, metadata = read_ported(weights)
+    arrays, metadata = read_ported(weights)
     if metadata["kind"] != "model":
         what = "a part of a model" if metadata["kind"] == "part" else "an encoder"
         raise UserError(f"{weights}: {what} alone cannot be evaluated; train with --config.init.weights={weights}")
@@ -73,7 +76,31 @@ def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup,
     setup = open_setup(config, reporter, meta)
     params, extra = jax.jit(setup.method.init)(jax.random.key(config.seed))
     try:
-        return setup, *load_weights(setup.method, params, extra, weights)
+        params, extra = load_weights(setup.method, params, extra, weights)
+        check_features(setup.method, params, extra, arrays, f"the weights of {weights}")
+        return setup, params, extra
     except UserError as error:
         told = ", ".join(f"{name} {value}" for name, value in sorted(metadata.items()) if name not in ("format", "kind"))
         raise UserError(f"{error}. The file tells: {told}; give --config the same backbone, stride and switches") from error
+
+
+def check_features(method: Method, params: Any, extra: Any, brought: Collection[str], source: str) -> None:
+    """Raises `UserError` if features depend on leaves of ``extra`` that are not among the paths ``brought``: a memory, say.
+
+    These are NaN for the length of one picture, and so is a feature that looks at them.
+    """
+    missing = {path: value for path, value in flatten(extra).items() if f"extra/{path}" not in brought}
+    if not missing:
+        return
+    floats = {path: value for path, value in missing.items() if jnp.issubdtype(value.dtype, jnp.floating)}
+    unknown = {path: jnp.full_like(value, jnp.nan) for path, value in floats.items()}
+    shapes = {"image": (1, *method.meta.image_size, 3), "parts": (1, *method.meta.image_size)}
+    batch = {name: np.zeros(shapes[name], np.uint8) for name in method.evaluation_inputs}
+    batch |= {"camid": np.zeros(1, np.int32), "index": np.zeros(1, np.int32), "valid": np.ones(1, bool)}
+    embed = jax.jit(lambda params, extra: method.embed(params, extra, method.transform(batch), "query"))
+    features = embed(params, unflatten(flatten(extra) | unknown))
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(features)):
+        raise UserError(
+            f"{source} lack {shorten(missing)}, which only a training makes and the features of this config depend on; choose "
+            "another feature, or train from them with --config.init.weights"
+        )

@@ -12,6 +12,7 @@ from configs import fed as fed_config
 from occreid_jax import methods
 from occreid_jax.errors import UserError
 from occreid_jax.numerics.checkpoint import TorchFeatures, compare_features
+from occreid_jax.train.reopen import check_features
 from occreid_jax.train.start import load_weights
 from occreid_jax.types import Meta
 from occreid_jax.weights import families, naming, port
@@ -171,6 +172,10 @@ def test_in_the_method(tmp_path):
     assert same(found, read(arrays)[0])
     batch = {"image": jnp.zeros((2, *IMAGE, 3)), "camid": jnp.zeros(2, jnp.int32)}
     assert jax.eval_shape(lambda p, e: method.embed(p, e, batch, "query"), params, extra).shape == (2, PARTS * WIDTH)
+    brought = port.read_ported(path)[0]
+    check_features(method, params, extra, brought, "the weights")
+    with pytest.raises(UserError, match="the weights lack bank/erased, which only a training makes"):
+        check_features(method_of(test_feature="diffused")[0], params, extra, brought, "the weights")
     run = found | {"extra/bank/erased": np.zeros((IDENTITIES, PARTS * WIDTH), np.float32)}
     _, pickled = port.write_exported(tmp_path / "back", families.for_method("fed").write(run)[0])
     assert same(read_pth(pickled), fed(dead=False))
