@@ -127,5 +127,7 @@ def get_config(arg: str = ""):
     if common.is_small(config):
         config.method.update(test_feature="after", label_smoothing=0.1)
         common.small_stage(config, arg, twins=True)
+        # What the tiny CLIP does not bring has hundreds of steps instead of 30,000.
+        config.stages.main.optimizer.groups = (("^(fbm_|heads/(final|part_))", 5.0),)
     common.change(config, ROWS.get(arg.row, {}))
     return config
