@@ -356,18 +356,6 @@ def test_cut_checkpoint(launch, tiny, run_copy):
     assert f"going on from step {steps[0]}" in launch("train.py", *tiny(f"--workdir={run_copy}")).fine().out
 
 
-@pytest.mark.parametrize(
-    ("setting", "words"),
-    [
-        ("test_featur=after", ("unknown config argument 'test_featur'", "test_feature")),
-        ("label_smoothing=much", ("label_smoothing=much", "should look like label_smoothing=")),
-        ("backbone=64x2x2", ("the method has other parameters than the run's", "train with them")),
-    ],
-)
-def test_settings_that_cannot_be_evaluated(launch, trained, setting, words):
-    launch("evaluate.py", f"--workdir={trained}", f"--method={setting}").mistake(*words)
-
-
 def test_cut_arrays(launch, run_copy):
     """As above, with only the stored numbers cut."""
     folder = max((run_copy / "checkpoints" / "latest").iterdir(), key=lambda path: int(path.name))
@@ -453,6 +441,9 @@ EVALUATIONS = {
     "unknown dataset": (["--dataset=markt1501"], "did you mean 'market1501'?"),
     "dataset that is not there": (["--dataset=folder", "--root=absent"], "absent is not a folder"),
     "size of the benchmark not known": (["--dataset=synthetic"], "size ''", "demo, small, full"),
+    "an unknown setting": (["--method=test_featur=after"], "unknown config argument 'test_featur'", "test_feature"),
+    "a setting's wrong value": (["--method=label_smoothing=much"], "should look like label_smoothing="),
+    "other parameters": (["--method=backbone=64x2x2"], "the method has other parameters than the run's", "train with them"),
 }
 
 
