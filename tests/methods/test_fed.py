@@ -18,7 +18,7 @@ from occreid_jax.weights.trees import flatten
 pytestmark = pytest.mark.slow  # thorough; the contract tests keep this method in the fast set
 
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=12)
-FIXED = {"label_smoothing": 0.0}
+FIXED = {"label_smoothing": 0.0, "score_weights": (1.0, 1.0)}  # as published, where the demo's preset differs
 OFFICIAL = fed.PRESETS["official"]
 
 
@@ -142,6 +142,7 @@ def test_switches(name, before):
 def test_the_loss_is_what_the_sheet_adds_up(before):
     loss, terms = before
     mean = lambda name: both(terms, name).mean()  # noqa: E731
+    assert tuple(fed.get_config("dataset=occluded_duke").method.score_weights) == (1.0, 1.0)
     expected = sum(both(terms, "score")) + mean("identity_erased") + mean("identity_diffused") + mean("identity_global")
     expected += both(terms, "contrast_erased") @ (1.0, 0.3) + both(terms, "contrast_diffused").mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
