@@ -34,8 +34,6 @@ ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the 
 def main() -> None:
     from pathlib import Path
 
-    from configs import common
-    from occreid_jax import config as configuration
     from occreid_jax import distributed
     from occreid_jax.errors import UserError
     from occreid_jax.evaluation.evaluate import evaluate
@@ -67,18 +65,7 @@ def main() -> None:
                 config.evaluation[name] = flag.value
                 variants.append("-".join([name, *flag.value.split(",")]))
         if METHOD.value:
-            single = {
-                name: value
-                for name, value in configuration.flatten(config.method.to_dict()).items()
-                if name != "name" and isinstance(value, bool | int | float | str)
-            }
-            try:
-                found = common.read_arg(METHOD.value, single)
-            except ValueError as error:
-                raise UserError(f"--method={METHOD.value}: {error}") from error
-            changed = {name: value for name, value in found.items() if value != single[name]}
-            config.method.update_from_flattened_dict(changed)
-            variants.extend(f"{name}={value}" for name, value in changed.items())
+            variants.extend(change_method(config.method, METHOD.value))
         if BEST.value:
             variants.append("best")
 
@@ -106,6 +93,26 @@ def main() -> None:
         write_evaluation(out, evaluation, setup.dataset)
         reporter.line(f"written: {out / 'results.json'}")
     reporter.line(evaluation.summary)
+
+
+def change_method(block, text: str) -> list[str]:
+    """Changes settings of ``config.method`` in place, "name=value,name=value" with dotted names; returns those that differ.
+
+    Raises `UserError` for a name that is none or a value of another type. Only single values can be changed so.
+    """
+    from configs import common
+    from occreid_jax import config as configuration
+    from occreid_jax.errors import UserError
+
+    settings = configuration.flatten(block.to_dict())
+    single = {name: old for name, old in settings.items() if name != "name" and isinstance(old, bool | int | float | str)}
+    try:
+        found = common.read_arg(text, single)
+    except ValueError as error:
+        raise UserError(f"--method={text}: {error}") from error
+    changed = {name: value for name, value in found.items() if value != single[name]}
+    block.update_from_flattened_dict(changed)
+    return [f"{name}={value}" for name, value in changed.items()]
 
 
 if __name__ == "__main__":
