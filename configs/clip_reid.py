@@ -4,7 +4,7 @@
     python launch/train.py --config=configs/clip_reid.py:size=small                      embedded benchmark, small
     python launch/train.py --config=configs/clip_reid.py:dataset=market1501 \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe, ViT-B/16
-    python launch/train.py --config=configs/clip_reid.py:dataset=market1501,network=rn50 ...      with the ResNet-50
+    python launch/train.py --config=configs/clip_reid.py:dataset=market1501,backbone=rn50 ...     with the ResNet-50
 
 ``text=false`` is the one-stage CLIP baseline; ``camera`` and ``stride=12`` are the paper's SIE and OLP. The weights are those
 that launch/port_weights.py makes from CLIP (docs/porting.md).
@@ -19,15 +19,15 @@ EPOCHS = {"demo": (40, 20), "small": (15, 8)}  # of prompts and of fine-tuning, 
 
 def get_config(arg: str = ""):
     arg = common.parse_arg(
-        arg, dataset="synthetic", size="demo", split="occluded", network="", stride=0, camera=False, text=True
+        arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, text=True
     )
     config = common.base(arg)
     full_size = max(config.data.image_size) >= 256
-    network = arg.network or ("vit_b16" if full_size else "tiny")
-    resnet = network.endswith(("rn50", "resnet"))
+    backbone = arg.backbone or ("vit_b16" if full_size else "tiny")
+    resnet = backbone.endswith(("rn50", "resnet"))
     config.method = dict(
         name="clip_reid",
-        network=network,  # vit_b16 | rn50 | vit_b32 | vit_l14 | tiny
+        backbone=backbone,  # of CLIP: vit_b16 | rn50 | vit_b32 | vit_l14 | tiny
         stride=arg.stride or 16,  # ViT only; 12 is the paper's OLP
         camera=arg.camera,  # one learned vector per camera on the cls token (SIE); ViT only
         camera_scale=1.0,
@@ -91,5 +91,5 @@ def finish_small(config, arg) -> None:
     finetune.augment.pad = 5
     finetune.optimizer = common.small_optimizer(pretrained=True)
     config.method.test_feature = "after"
-    if config.method.network == "tiny":
+    if config.method.backbone == "tiny":
         config.init.weights = "tiny_clip"

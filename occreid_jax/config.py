@@ -78,6 +78,9 @@ NUMBERS = (
     ("stages.*.augment.jitter", 4, "brightness, contrast, saturation and hue"),
 )
 
+# Settings of methods that older runs know by another name: (method, old key) -> key
+RENAMED = {("clip_reid", "network"): "backbone"}
+
 
 def validate(config: ConfigDict) -> None:
     """Raises `UserError`, naming the key, for values that cannot work whatever the data is."""
@@ -145,7 +148,10 @@ def to_dict(config: Any) -> Any:
 
 
 def from_dict(values: Mapping[str, Any]) -> ConfigDict:
-    """The reverse of `to_dict`: lists become tuples again. Raises `UserError` if ``values`` is no dictionary."""
+    """The reverse of `to_dict`: lists become tuples again, and settings of older runs get the names of `RENAMED`.
+
+    Raises `UserError` if ``values`` is no dictionary.
+    """
     if not isinstance(values, Mapping):
         raise UserError(f"config.json holds a {type(values).__name__} instead of settings; it is not the one that a run wrote")
 
@@ -154,7 +160,13 @@ def from_dict(values: Mapping[str, Any]) -> ConfigDict:
             return {key: convert(entry) for key, entry in value.items()}
         return tuple(convert(entry) for entry in value) if isinstance(value, list) else value
 
-    return ConfigDict(convert(values))
+    config = ConfigDict(convert(values))
+    for (name, old), new in RENAMED.items():
+        method = config.get("method", {})
+        if method.get("name") == name and old in method:
+            method[new] = method[old]
+            del method[old]
+    return config
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -113,3 +113,10 @@ def test_configs_survive_json():
     assert configuration.differences(configuration.to_dict(config), configuration.to_dict(again)) == [
         f"stages.main.epochs: {config.stages.main.epochs} -> 3"
     ]
+
+
+def test_a_run_of_older_settings_is_read_under_todays_names():
+    config = importlib.import_module("configs.clip_reid").get_config("backbone=rn50")
+    old = configuration.to_dict(config)
+    old["method"]["network"] = old["method"].pop("backbone")
+    assert configuration.to_dict(configuration.from_dict(old)) == configuration.to_dict(config)

@@ -46,14 +46,14 @@ class ClipReID(PromptLearning):
         super().__init__(config, meta)
         settings = self.settings
         self.check_choice("test_feature", ("before", "after"))
-        self.check_choice("network", tuple(clip.VISUAL))
-        self.set_prompts(settings.network)
+        self.check_choice("backbone", tuple(clip.VISUAL))
+        self.set_prompts(settings.backbone)
         self.is_vit = isinstance(self.size.visual, vit.Size)
         try:
             self.visual = self.tower()
             self.grid = self.visual.grid
         except ValueError as error:
-            raise UserError(f"config.method.network: {error}") from error
+            raise UserError(f"config.method.backbone: {error}") from error
         self.heads = heads.BNNecks(meta.identities)
 
     def tower(self):
@@ -61,10 +61,10 @@ class ClipReID(PromptLearning):
         if not self.is_vit:
             if settings.camera:
                 raise ValueError("the ResNet has no camera embedding; set camera=false")
-            return clip.clip_resnet(settings.network, image_size, dtype=self.dtype)
+            return clip.clip_resnet(settings.backbone, image_size, dtype=self.dtype)
         cameras = self.meta.cameras if settings.camera else 0
         return clip.clip_visual(
-            settings.network, image_size, settings.stride, cameras, settings.camera_scale,
+            settings.backbone, image_size, settings.stride, cameras, settings.camera_scale,
             remat=settings.remat, dtype=self.dtype,
         )  # fmt: skip
 

@@ -32,10 +32,10 @@ class PromptLearning(MethodBase):
     A subclass calls `set_prompts` in its constructor and defines `projected`.
     """
 
-    def set_prompts(self, network: str) -> None:
-        """Takes the text tower of CLIP's ``network`` and ``config.method.words`` learned words."""
-        self.size = clip.clip_size(network)
-        self.text = clip.clip_text(network, dtype=self.dtype)
+    def set_prompts(self, backbone: str) -> None:
+        """Takes the text tower of CLIP's ``backbone`` and ``config.method.words`` learned words."""
+        self.size = clip.clip_size(backbone)
+        self.text = clip.clip_text(backbone, dtype=self.dtype)
         self.prompt = person_prompt(self.settings.words)
 
     def projected(self, params: Params, extra: Extra, batch: Batch) -> Array:

@@ -77,14 +77,14 @@ def config_arguments(config: Any, ported: Ported, given: Collection[str]) -> lis
     about, settings = ported.description, config.method
     found: dict[str, Any] = {"camera": bool(about.cameras), "jpm": bool(about.jigsaw), "text": about.text_width is not None}
     has_bias = any(path.endswith("attn/qkv/bias") for path in ported.weights)
+    for name, clip in VISUAL.items():  # before the others: these have the sizes of some of them, and a way into the texts' space
+        blocks = clip.visual.depth if isinstance(clip.visual, Size) else sum(clip.visual.depths)
+        same_tower = isinstance(clip.visual, Size) == (about.tower == "vit")
+        if same_tower and (blocks, clip.embed, clip.patch) == (about.depth, about.embed, about.patch or clip.patch):
+            found.setdefault("backbone", name)
     for name, size in SIZES.items():
         if (size.width, size.depth, size.qkv_bias) == (about.width, about.depth, has_bias):
             found.setdefault("backbone", name)
-    for name, network in VISUAL.items():
-        blocks = network.visual.depth if isinstance(network.visual, Size) else sum(network.visual.depths)
-        same_tower = isinstance(network.visual, Size) == (about.tower == "vit")
-        if same_tower and (blocks, network.embed, network.patch) == (about.depth, about.embed, about.patch or network.patch):
-            found.setdefault("network", name)
     patch = about.patch or settings.get("patch", 16)
     image_size = tuple(config.data.image_size)
     strides = [side for side in range(patch, 0, -1) if math.prod(grid_size(image_size, patch, side)) == about.patches]

@@ -43,7 +43,7 @@ def official_settings(cfg: Mapping[str, Any]) -> ConfigDict:
         raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
     settings = dict(
         name="clip_reid",
-        network=NETWORKS[model["NAME"]],
+        backbone=NETWORKS[model["NAME"]],
         stride=rows,
         camera=model["SIE_CAMERA"] and model["NAME"] != "RN50",
         camera_scale=model["SIE_COE"],

@@ -16,7 +16,7 @@ from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Meta
 
 META = Meta(identities=6, cameras=3, image_size=(64, 32), images=24)
-MICRO = {"backbone": "micro", "network": "micro", "patch": 16, "stride": 16}
+MICRO = {"backbone": "micro", "patch": 16, "stride": 16}
 
 
 class Initial(NamedTuple):
@@ -32,7 +32,7 @@ def micro_config(name: str):
     for key, value in MICRO.items():
         if key in config.method:
             config.method[key] = value
-    if config.method.get("text") and "backbone" in config.method:
+    if config.method.get("text") and name != "clip_reid":
         config.method.backbone = "clip_micro"  # texts need a CLIP
     config.data.image_size = META.image_size
     for stage in config.stages.values():

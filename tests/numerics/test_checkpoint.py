@@ -12,8 +12,9 @@ from occreid_jax import methods
 from occreid_jax.errors import UserError
 from occreid_jax.numerics import checkpoint
 from occreid_jax.types import Meta
+from occreid_jax.weights.families import Description
 from occreid_jax.weights.families import transreid as family
-from occreid_jax.weights.port import port
+from occreid_jax.weights.port import Ported, port
 from occreid_jax.weights.pth import read_pth, write_pth
 from occreid_jax.weights.trees import flatten
 
@@ -61,6 +62,22 @@ def test_the_tensors_tell_the_network(case):
     assert (method.backbone, method.stride, method.camera, method.jpm) == ("micro", 12, True, True)
     assert found.images == COUNT and found.dimensions == 5 * 32 and not found.normalised
     assert found.relative < 1e-5 and found.cosine > 0.99999
+
+
+@pytest.mark.parametrize(
+    ("name", "facts", "backbone"),
+    [
+        ("clip_reid", dict(width=768, depth=12, tower="vit", embed=512, patch=16, text_width=512), "vit_b16"),
+        ("clip_reid", dict(width=2048, depth=16, tower="resnet", embed=1024, text_width=512), "rn50"),
+        ("transreid", dict(width=768, depth=12), "base"),
+    ],
+)
+def test_one_size_of_encoder_is_told_from_clips(name, facts, backbone):
+    """CLIP's ViT-B/16 is as wide and deep as the ImageNet encoder "base"; the space of its texts tells them apart."""
+    weights = {"params/backbone/block_00/attn/qkv/bias": np.zeros(1)}
+    ported = Ported("", "model", weights, [], Description(patches=128, **facts))
+    config = importlib.import_module(f"configs.{name}").get_config("dataset=folder")
+    assert f"backbone={backbone}" in checkpoint.config_arguments(config, ported, ())
 
 
 def test_normalised_features_are_compared_normalised(case):
