@@ -5,12 +5,14 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from occreid_jax.errors import UserError, listed
+
+Range = tuple[str, float, float | None]  # pattern of keys, least, most
 
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
@@ -28,7 +30,8 @@ REQUIRED = (
     "evaluation.untrained", "init.weights", "init.run", "init.skip",
     "report.enabled", "report.queries", "report.samples", "method.name", "stages",
 )  # fmt: skip
-# (pattern of keys, least, most); most may be None. Keys that a config does not have are passed over.
+# (pattern of keys, least, most); most may be None. Keys that a config does not have are passed over. Those of ``method`` stand in
+# the methods, see `occreid_jax.methods.base`.
 RANGES = (
     ("seed", 0, 2**32 - 1),
     ("data.synthetic_seed", 0, 2**32 - 1),
@@ -39,21 +42,6 @@ RANGES = (
     ("evaluation.batch_size", 1, None),
     ("report.queries", 0, None),
     ("report.samples", 0, None),
-    ("method.patch", 1, None),
-    ("method.stride", 1, None),
-    ("method.drop_path", 0, 1),
-    ("method.*dropout", 0, 1),
-    ("method.parts", 1, None),
-    ("method.shift", 1, None),
-    ("method.shuffle_groups", 1, None),
-    ("method.*smoothing", 0, 1),
-    ("method.transfer.probability", 0, 1),
-    ("method.transfer.top_share", 0, 1),
-    ("method.transfer.roll_step", 1, None),
-    ("method.transfer.least_area", 0, None),
-    ("method.selection.stride", 0, None),
-    ("method.selection.budget_share", 0, 1),
-    ("method.anchor_epochs", 0, None),
     ("stages.*.epochs", 1, None),
     ("stages.*.sampler.batch_size", 1, None),
     ("stages.*.sampler.images_per_identity", 1, None),
@@ -73,8 +61,6 @@ TEXTS = {
 }
 # Tuples of numbers: (pattern of keys, how many, what they are)
 NUMBERS = (
-    ("method.mean", 3, "red, green and blue"),
-    ("method.std", 3, "red, green and blue"),
     ("stages.*.augment.jitter", 4, "brightness, contrast, saturation and hue"),
 )
 
@@ -93,16 +79,10 @@ def validate(config: ConfigDict) -> None:
     for path, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise UserError(f"config.{path} is {value}; it must be a finite number")
-        for pattern, least, most in RANGES:
-            outside = is_number(value) and (value < least or (most is not None and value > most))
-            if outside and fnmatch.fnmatchcase(path, pattern):
-                bounds = f"at least {least}" if most is None else f"from {least} to {most}"
-                raise UserError(f"config.{path} is {value}; it must be {bounds}")
-        for pattern, count, words in NUMBERS:
-            if fnmatch.fnmatchcase(path, pattern) and not (len(value) == count and all(map(is_number, value))):
-                raise UserError(f"config.{path} is {tuple(value)}; it must be {count} numbers: {words}")
         if fnmatch.fnmatchcase(path, "stages.*optimizer.groups") and not all(is_group(entry) for entry in value):
             raise UserError(f"config.{path} is {tuple(value)}; it must be (path regex, factor) pairs like ('head', 10.0)")
+    check_numbers(values, NUMBERS)
+    check_ranges(values, RANGES)
     for path, (names, example, most) in TEXTS.items():
         whole = ",".join([r"[1-9]\d{0,5}"] * names.count(","))
         found = re.fullmatch(rf"{whole},(\d+(?:\.\d+)?)", values[path])
@@ -111,12 +91,27 @@ def validate(config: ConfigDict) -> None:
     size = tuple(config.data.image_size)
     if len(size) != 2 or not all(type(side) is int and side >= 8 for side in size):
         raise UserError(f"config.data.image_size is {size}; it must be height,width in pixels, whole numbers of at least 8")
-    patch = values.get("method.patch")
-    if patch is not None and patch > min(size):
-        raise UserError(f"config.method.patch is {patch}, more than the pictures have (config.data.image_size {size}); lower it")
     if values["init.run"] and values["init.weights"]:
         raise UserError("config.init.run and config.init.weights exclude each other; give one")
     check_regex("init.skip", values["init.skip"])
+
+
+def check_numbers(values: Mapping[str, Any], numbers: Sequence[tuple[str, int, str]]) -> None:
+    """Raises `UserError` for a value of a flat config that should be a tuple of so many numbers and is none."""
+    for path, value in values.items():
+        for pattern, count, words in numbers:
+            if fnmatch.fnmatchcase(path, pattern) and not (len(value) == count and all(map(is_number, value))):
+                raise UserError(f"config.{path} is {tuple(value)}; it must be {count} numbers: {words}")
+
+
+def check_ranges(values: Mapping[str, Any], ranges: Sequence[Range]) -> None:
+    """Raises `UserError` for a number of a flat config that lies outside; of other values and of other keys it says nothing."""
+    for path, value in values.items():
+        for pattern, least, most in ranges:
+            outside = is_number(value) and (value < least or (most is not None and value > most))
+            if outside and fnmatch.fnmatchcase(path, pattern):
+                bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+                raise UserError(f"config.{path} is {value}; it must be {bounds}")
 
 
 def is_number(value: Any) -> bool:

@@ -24,8 +24,12 @@ NAMES = {
 
 def create(config, meta: Meta) -> Method:
     """The method that ``config.method.name`` names, built for the data that ``meta`` describes."""
-    name = config.method.name
+    return method_class(config.method.name)(config, meta)
+
+
+def method_class(name: str) -> type:
+    """The class of a method. Raises `UserError` for an unknown name."""
     if name not in NAMES:
         raise UserError(f"config.method.name: unknown method '{name}'; known: {', '.join(sorted(NAMES))}")
     module, _, attribute = NAMES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)(config, meta)
+    return getattr(importlib.import_module(module), attribute)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.augment import appearance, standard
+from occreid_jax.config import Range, check_numbers, check_ranges, flatten, to_dict
 from occreid_jax.errors import UserError
 from occreid_jax.losses.metric import l2_normalise, squared_distances
 from occreid_jax.nn import clip, heads, vit
@@ -17,21 +20,40 @@ from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Prepare
 
 Array = jax.Array
 CLIP = "clip_"  # what the name of a backbone begins with if it is the image tower of a CLIP
+ENCODER_RANGES = (
+    ("patch", 1, None),
+    ("stride", 1, None),
+    ("drop_path", 0, 1),
+    ("*dropout", 0, 1),
+    ("*smoothing", 0, 1),
+)
+"""Of settings that several methods have: (pattern of keys below ``config.method``, least, most or None)."""
+NUMBERS = (("method.mean", 3, "red, green and blue"), ("method.std", 3, "red, green and blue"))
+SIDES = ("before", "after")  # of a neck, or of a normalisation
+SMALLEST_TEMPERATURE = 1e-3
 
 
 class MethodBase:
     """Defaults: stages read from ``config.stages``, one joint update each, plain normalised features.
 
-    A subclass gives ``init``, ``loss`` and ``embed``, and overrides what differs.
+    A subclass gives ``init``, ``loss`` and ``embed``, and overrides what differs. What its settings may be stands in ``choices``
+    and ``ranges``, by dotted keys below ``config.method``, and is checked before anything is built.
     """
 
     order: tuple[str, ...] = ()  # names of the stages; a ConfigDict sorts its keys, so a config cannot say what comes first
+    choices: Mapping[str, Sequence[str]] = {}  # words that a setting may be
+    ranges: Sequence[Range] = ENCODER_RANGES  # a method adds its own; keys that its config does not have are passed over
 
     def __init__(self, config, meta: Meta):
         self.config = config
         self.settings = config.method
         self.meta = meta
         self.dtype = compute_dtype(config.dtype)
+        values = flatten({"method": to_dict(self.settings)})
+        check_numbers(values, NUMBERS)
+        check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])
+        for key, words in self.choices.items():
+            self.check_choice(key, words)
 
     def stages(self) -> tuple[Stage, ...]:
         """One `Stage` per entry of ``config.stages``, in the order of ``order`` (alphabetical where a method has none)."""
@@ -96,9 +118,10 @@ class MethodBase:
         return 0.0
 
     def check_choice(self, key: str, choices) -> None:
-        """Raises `UserError` unless ``config.method.<key>`` is one of ``choices``."""
-        if self.settings[key] not in choices:
-            raise UserError(f"config.method.{key} is '{self.settings[key]}'; it must be one of {', '.join(choices)}")
+        """Raises `UserError` unless ``config.method.<key>``, dotted below a block, is one of ``choices``."""
+        value = functools.reduce(operator.getitem, key.split("."), self.settings)
+        if value not in choices:
+            raise UserError(f"config.method.{key} is '{value}'; it must be one of {', '.join(choices)}")
 
     def vit(self, **changes) -> vit.ViT:
         """The encoder that ``config.method`` describes.
@@ -107,9 +130,12 @@ class MethodBase:
         projection).
         """
         settings = self.settings
-        name = settings.backbone
+        name, image_size = settings.backbone, tuple(self.meta.image_size)
+        if settings.patch > min(image_size):
+            told = f"more than the pictures have (config.data.image_size {image_size}); lower it"
+            raise UserError(f"config.method.patch is {settings.patch}, {told}")
         values = dict(
-            image_size=tuple(self.meta.image_size),
+            image_size=image_size,
             stride=settings.stride,
             cameras=self.meta.cameras if settings.camera else 0,
             camera_scale=settings.camera_scale,

@@ -15,7 +15,7 @@ import numpy as np
 from occreid_jax.losses.identity import accuracy
 from occreid_jax.losses.margin import am_softmax, arcface, circle, cosface
 from occreid_jax.losses.totals import transreid_terms
-from occreid_jax.methods.base import MethodBase
+from occreid_jax.methods.base import SIDES, MethodBase
 from occreid_jax.nn import heads, vit
 from occreid_jax.parts import visible_person
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
@@ -34,13 +34,11 @@ class Baseline(MethodBase):
     ``config.method.person_mask`` is an oracle: everything but the visible person is blanked, from ground-truth maps.
     """
 
+    choices = {"triplet_feature": SIDES, "test_feature": SIDES, "identity_loss": ("softmax", *MARGINS)}
     branches = 1  # features that are trained with losses of their own
 
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
-        self.check_choice("triplet_feature", ("before", "after"))
-        self.check_choice("test_feature", ("before", "after"))
-        self.check_choice("identity_loss", ("softmax", *MARGINS))
         self.backbone = self.vit()
         self.heads = heads.BNNecks(meta.identities)
 

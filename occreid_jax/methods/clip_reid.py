@@ -17,6 +17,7 @@ import numpy as np
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy
 from occreid_jax.losses.totals import clip_reid_terms
+from occreid_jax.methods.base import SIDES
 from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.clip_resnet import resnet_flops
@@ -41,12 +42,11 @@ class ClipReID(PromptLearning):
     """Parameters: ``visual``, ``heads`` and, with texts, those of `PromptLearning`. ``extra``: ``batch_stats`` and its own."""
 
     order = (PROMPTS, FINETUNE)
+    choices = {"test_feature": SIDES, "backbone": tuple(clip.VISUAL)}
 
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings = self.settings
-        self.check_choice("test_feature", ("before", "after"))
-        self.check_choice("backbone", tuple(clip.VISUAL))
         self.set_prompts(settings.backbone)
         self.is_vit = isinstance(self.size.visual, vit.Size)
         try:

@@ -18,6 +18,8 @@ class ColourHistogram(MethodBase):
     ``config.method.bins`` cells per channel; with ``config.method.person_mask`` only the visible person's pixels count.
     """
 
+    ranges = (("bins", 1, 256),)
+
     @property
     def evaluation_inputs(self) -> tuple[str, ...]:
         return ("image", "parts") if self.settings.person_mask else ("image",)

@@ -20,7 +20,7 @@ from occreid_jax.augment.paste import LIBRARY
 from occreid_jax.augment.roa import roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
-from occreid_jax.methods.base import MethodBase
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase
 from occreid_jax.nn import blending, heads, selection, vit
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
 from occreid_jax.weights.trees import merge_encoder
@@ -30,11 +30,20 @@ Array = jax.Array
 DESCRIPTORS = ("final", "parts_all", "parts_selected")
 CHOICES = {
     "descriptor": DESCRIPTORS,
-    "test_feature": ("before", "after"),
+    "test_feature": SIDES,
     "selection.proxy": selection.PROXIES,
     "selection.order": selection.ORDERS,
     "memory.rule": banks.RULES,
 }
+RANGES = (
+    ("parts", 1, None),
+    ("selection.least", 0, None),
+    ("selection.fixed", 0, None),
+    ("blending.heads", 1, None),
+    ("memory.keep", 0, 1),
+    ("memory.temperature", SMALLEST_TEMPERATURE, None),
+    ("memory.floor", 0, 1),
+)
 TOKENS = 128  # of a 256x128 image with patches of 16: what the numbers of selected tokens in the config refer to
 PASTED = ("roa", "cut_and_paste")  # kinds of occlusion that need a library of objects
 
@@ -62,14 +71,12 @@ class DPEFormer(MethodBase):
     ``config.method.part_branch`` off leaves the encoder, the memory and two heads: the paper's baseline.
     """
 
+    choices = CHOICES
+    ranges = (*MethodBase.ranges, *RANGES)
+
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings = self.settings
-        for path, choices in CHOICES.items():
-            *block, key = path.split(".")
-            value = (settings[block[0]] if block else settings)[key]
-            if value not in choices:
-                raise UserError(f"config.method.{path} is '{value}'; it must be one of {', '.join(choices)}")
         self.backbone = self.vit()
         self.parts = settings.parts
         width, tokens = self.backbone.size.width, int(np.prod(self.backbone.grid))

@@ -24,7 +24,8 @@ from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.margin import BEYOND, angular_margin
 from occreid_jax.losses.metric import batch_hard_triplet, l2_normalise
 from occreid_jax.losses.regularisers import REDUCTIONS, head_correlation, head_enrich
-from occreid_jax.methods.base import CLIP
+from occreid_jax.methods import salient_selection
+from occreid_jax.methods.base import CLIP, SIDES
 from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.methods.salient_selection import SalientSelection
 from occreid_jax.nn import clip, heads, vit
@@ -43,7 +44,13 @@ REMEDIES = {
     SELECTION: "name weights of the selection network after those of the encoder in config.init.weights, or set "
     "config.method.transfer.on=False",
 }
-IGNORED = ("symmetric", "anchor", "none")
+TRANSFER = {
+    "partners": patch_transfer.PARTNERS,
+    "threshold_on": patch_transfer.COMPARED,
+    "hole_of": patch_transfer.HOLES,
+    "fallback": patch_transfer.FALLBACKS,
+    "ignore_negatives": ("symmetric", "anchor", "none"),
+}
 CHOICES = {
     "camera_tokens": ("cls", "all"),
     "anchor_logits": ("product", "cosine"),
@@ -53,8 +60,18 @@ CHOICES = {
     "mask_space": ("visual", "text"),
     "mask_side": prototypes.SIDES,
     "mask_order": prototypes.ORDERS,
-    "test_feature": ("before", "after"),
+    "test_feature": SIDES,
+    **{f"transfer.{key}": words for key, words in TRANSFER.items()},
+    **{f"selection.{key}": words for key, words in salient_selection.CHOICES.items()},
 }
+RANGES = (
+    ("anchor_epochs", 0, None),
+    ("transfer.probability", 0, 1),
+    ("transfer.top_share", 0, 1),
+    ("transfer.roll_step", 1, None),
+    ("transfer.least_area", 0, None),
+    *((f"selection.{key}", least, most) for key, least, most in salient_selection.RANGES),
+)
 COSINE_SCALE = 100.0  # of anchor_logits "cosine"
 
 
@@ -76,12 +93,12 @@ class DPMPP(PromptLearning):
     """
 
     order = (PROMPTS, SELECTION, METRIC)
+    choices = CHOICES
+    ranges = (*PromptLearning.ranges, *RANGES)
 
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings = self.settings
-        for key, choices in CHOICES.items():
-            self.check_choice(key, choices)
         is_clip = settings.backbone.startswith(CLIP)
         self.needs_text_space = settings.text or settings.clip_reid_heads or settings.test_projected or self.in_text_space
         if self.needs_text_space and not is_clip:
@@ -91,10 +108,6 @@ class DPMPP(PromptLearning):
             )
         if self.in_text_space and not (settings.text and settings.mask):
             raise UserError("config.method.mask_space=text masks the text prototypes; it needs text=true and mask=true")
-        for key, choices in (("ignore_negatives", IGNORED), ("hole_of", patch_transfer.HOLES)):
-            if settings.transfer[key] not in choices:
-                value = settings.transfer[key]
-                raise UserError(f"config.method.transfer.{key} is '{value}'; it must be one of {', '.join(choices)}")
         self.visual = self.encoder(settings.stride, cameras=meta.cameras if settings.camera else 0)
         if settings.text:
             self.set_prompts(settings.backbone.removeprefix(CLIP))

@@ -23,7 +23,7 @@ from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
-from occreid_jax.methods.base import MethodBase
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase
 from occreid_jax.nn import vit
 from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, part_pool, search, unit
 from occreid_jax.nn.layers import BatchNorm
@@ -35,7 +35,7 @@ Array = jax.Array
 VIEWS = ("clean", "occluded")
 CHOICES = {
     "global_token": ("cls", "first_patch"),
-    "global_feature": ("before", "after"),
+    "global_feature": SIDES,
     "necks": ("shared", "separate", "none"),
     "bank_rule": RULES,
     "bank_first": ("pooled", "erased"),
@@ -43,6 +43,14 @@ CHOICES = {
     "ffn": FFNS,
     "test_feature": ("erased", "diffused", "global"),
 }
+RANGES = (
+    ("parts", 1, None),
+    ("neighbours", 1, None),
+    ("attention_heads", 1, None),
+    ("bank_keep", 0, 1),
+    ("temperature", SMALLEST_TEMPERATURE, None),
+    ("floor", 0, 1),
+)
 
 
 class Encoded(NamedTuple):
@@ -66,19 +74,20 @@ class FED(MethodBase):
     without ``shared_bank`` a second one, "diffused". Nothing but the encoder, OEM and the necks is needed for the test feature.
     """
 
+    choices = CHOICES
+    ranges = (*MethodBase.ranges, *RANGES)
+
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings = self.settings
-        for key, choices in CHOICES.items():
-            self.check_choice(key, choices)
         self.backbone = self.vit()
         width = self.backbone.size.width
         if not settings.local and (settings.oem or settings.fdm or settings.test_feature != "global"):
             raise UserError("config.method.local=False leaves the global feature; set oem=False, fdm=False, test_feature=global")
         if settings.test_feature == "diffused" and not settings.fdm:
             raise UserError("config.method.test_feature=diffused needs config.method.fdm=True")
-        if settings.fdm and (meta.identities < 2 or settings.neighbours < 1):
-            raise UserError("config.method.fdm=True needs config.method.neighbours of at least 1, and two identities or more")
+        if settings.fdm and meta.identities < 2:
+            raise UserError("config.method.fdm=True needs two identities or more")
         if settings.parts * width % settings.attention_heads:
             wide = f"the width {settings.parts} x {width} of the features"
             raise UserError(f"config.method.attention_heads={settings.attention_heads} does not divide {wide}")

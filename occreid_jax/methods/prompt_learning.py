@@ -32,6 +32,8 @@ class PromptLearning(MethodBase):
     A subclass calls `set_prompts` in its constructor and defines `projected`.
     """
 
+    ranges = (*MethodBase.ranges, ("words", 1, None), ("held_out", 0, 1))
+
     def set_prompts(self, backbone: str) -> None:
         """Takes the text tower of CLIP's ``backbone`` and ``config.method.words`` learned words."""
         self.size = clip.clip_size(backbone)

@@ -22,7 +22,9 @@ from occreid_jax.types import Batch, Params
 from occreid_jax.weights.trees import merge_encoder
 
 Array = jax.Array
-MASKINGS = ("scale", "keep")
+CHOICES = {"masking": ("scale", "keep"), "budget_over": OVER}
+RANGES = (("stride", 0, None), ("budget_share", 0, 1))
+"""What the settings of the network may be, as `MethodBase.choices` and ``ranges`` of the method that has one."""
 THRESHOLD = 0.5  # of the saliency, from which on a patch is salient
 
 
@@ -34,11 +36,6 @@ class SalientSelection:
     """
 
     def __init__(self, encoder: vit.ViT, identities: int, settings):
-        for key, choices in (("masking", MASKINGS), ("budget_over", OVER)):
-            if settings[key] not in choices:
-                raise UserError(
-                    f"config.method.selection.{key} is '{settings[key]}'; it must be one of {', '.join(choices)}"
-                )
         self.encoder, self.settings = encoder, settings
         try:
             self.levels = scaled_levels(settings.levels, encoder.size.depth)

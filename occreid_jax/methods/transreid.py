@@ -28,6 +28,8 @@ class TransReID(Baseline):
     and ``heads`` (the global one, then one per part).
     """
 
+    ranges = (*Baseline.ranges, ("parts", 1, None), ("shift", 1, None), ("shuffle_groups", 1, None))
+
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
         settings, encoder = self.settings, self.backbone

@@ -1,6 +1,8 @@
 """What every method must keep, whatever it is: found through the name table, run on micro networks."""
 
+import fnmatch
 import importlib
+import re
 from typing import Any, NamedTuple
 
 import chex
@@ -9,7 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from occreid_jax import config as configuration
 from occreid_jax import methods
+from occreid_jax.errors import UserError
+from occreid_jax.methods.base import ENCODER_RANGES
 from occreid_jax.train import state
 from occreid_jax.train.plan import make_plan
 from occreid_jax.train.step import COLUMNS, StageStep
@@ -168,6 +173,25 @@ def test_illustrations_have_a_shape_that_the_report_can_draw(initial):
         pictures = len(shape) == 5 and shape[4] == 3
         assert jnp.issubdtype(value.dtype, jnp.floating) and 0 not in shape, name
         assert pictures or len(shape) == 1 or (len(shape) == 2 and shape[0] == shape[1]), (name, shape)
+
+
+@pytest.mark.parametrize("name", sorted(methods.NAMES))
+def test_settings_outside_of_a_methods_ranges_are_told(name):
+    """Every range is that of a setting, or of several, and a number below or above it is refused in the words of all ranges."""
+    config = micro_config(name)
+    settings = configuration.flatten(configuration.to_dict(config.method))
+    shared = {pattern for pattern, _, _ in ENCODER_RANGES}
+    for pattern, least, most in methods.method_class(name).ranges:
+        keys = [key for key in settings if fnmatch.fnmatchcase(key, pattern)]
+        assert keys or pattern in shared, pattern
+        bounds = f"at least {least}" if most is None else f"from {least} to {most}"
+        for key in (key for key in keys if settings[key] is not None):
+            for value in (least - 1,) if most is None else (least - 1, most + 1):
+                changed = config.copy_and_resolve_references()
+                changed.method.update_from_flattened_dict({key: type(settings[key])(value)})
+                told = f"config.method.{key} is {type(settings[key])(value)}; it must be {bounds}"
+                with pytest.raises(UserError, match=f"^{re.escape(told)}$"):
+                    methods.create(changed, META)
 
 
 def test_unknown_method():

@@ -403,7 +403,7 @@ def test_settings_that_cannot_work():
         ("backbone=clip_micro", {"mask_levels": (0,)}, "config.method.mask_levels: levels"),
         ("backbone=clip_micro", {"selection.levels": ()}, "config.method.selection.levels: levels"),
         ("backbone=clip_micro", {"selection.masking": "drop"}, "config.method.selection.masking is 'drop'"),
-        ("backbone=clip_micro", {"transfer.partners": "worst"}, "config.method.transfer: unknown partners 'worst'"),
+        ("backbone=clip_micro", {"transfer.partners": "worst"}, "config.method.transfer.partners is 'worst'; it must"),
         ("backbone=clip_micro", {"transfer.ignore_negatives": "all"}, "config.method.transfer.ignore_negatives"),
         ("backbone=clip_micro", {"transfer.hole_of": "both"}, "config.method.transfer.hole_of is 'both'"),
         ("backbone=clip_micro", {"mask_side": "none"}, "config.method.mask_side is 'none'"),

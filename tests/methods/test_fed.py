@@ -429,7 +429,7 @@ def test_settings_that_cannot_work():
         ({"necks": "both"}, "config.method.necks is 'both'"),
         ({"local": False}, "config.method.local=False leaves the global feature"),
         ({"fdm": False, "test_feature": "diffused"}, "needs config.method.fdm=True"),
-        ({"neighbours": 0}, "neighbours of at least 1"),
+        ({"neighbours": 0}, "config.method.neighbours is 0; it must be at least 1"),
         ({"attention_heads": 7}, "attention_heads=7 does not divide the width 4 x 32"),
         ({"parts": 2}, "occlusion.parts=4 differs from config.method.parts=2"),
     ):
