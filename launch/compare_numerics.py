@@ -25,6 +25,7 @@ import dataclasses
 import json
 import math
 import sys
+import traceback
 
 import command
 from absl import flags
@@ -77,8 +78,11 @@ def compare_references(paths: list[str]) -> int:
     for path in paths:
         try:
             result = numerics.compare_file(path, PRODUCTS.value)
-        except UserError as error:
+        except Exception as error:
             message = " ".join(str(error).split())
+            if not isinstance(error, UserError):
+                traceback.print_exc()
+                message = f"{path}: this program failed on it, see above ({type(error).__name__}: {message})"
             print(f"error: {message}", file=sys.stderr, flush=True)
             reports.append({"file": path, "kind": None, "passed": False, "error": message, "outputs": []})
             continue

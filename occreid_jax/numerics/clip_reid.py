@@ -18,6 +18,7 @@ from occreid_jax.methods.clip_reid import FINETUNE, ClipReID
 from occreid_jax.nn.prompt import tokenize
 from occreid_jax.numerics.encoders import SMOOTHING, norms
 from occreid_jax.numerics.kind import Kind
+from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
 from occreid_jax.weights.families import clip_reid
 from occreid_jax.weights.naming import export_arrays
@@ -41,26 +42,17 @@ def official_settings(cfg: Mapping[str, Any]) -> ConfigDict:
     rows, columns = model["STRIDE_SIZE"]
     if rows != columns:
         raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
-    settings = dict(
-        name="clip_reid",
-        backbone=NETWORKS[model["NAME"]],
+    changes = dict(
         stride=rows,
         camera=model["SIE_CAMERA"] and model["NAME"] != "RN50",
         camera_scale=model["SIE_COE"],
-        remat=False,
-        text=True,
-        words=4,
-        held_out=0.0,
         label_smoothing=SMOOTHING if model["IF_LABELSMOOTH"] == "on" else 0.0,
         margin=None if model["NO_MARGIN"] else solver["MARGIN"],
         identity_weight=model["ID_LOSS_WEIGHT"],
         triplet_weight=model["TRIPLET_LOSS_WEIGHT"],
         image_text_weight=model["I2T_LOSS_WEIGHT"],
-        test_feature="before",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
     )
-    return ConfigDict(dict(method=settings, dtype="float32"))
+    return reproduction(f"clip_reid:dataset=market1501,backbone={NETWORKS[model['NAME']]}", changes)
 
 
 def official_model(file: ReferenceFile) -> tuple[ClipReID, Any, Any]:
@@ -170,7 +162,10 @@ def trained(method: ClipReID, params: Any, extra: Any, batch: Mapping[str, jax.A
         (_, logits), _ = method.heads.apply(
             {"params": moving["heads"], "batch_stats": extra["batch_stats"]["heads"]}, views[1:], True, mutable=["batch_stats"]
         )
-        loss = lambda m: method.loss(params | m, extra, batch, jax.random.key(0), stage, 0.0)  # noqa: E731
+
+        def loss(moving):
+            return method.loss(params | moving, extra, batch, jax.random.key(0), stage, 0.0)
+
         (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(moving)
         return views, logits, method.image_text_logits(views.projected, extra), value, aux.extra, gradients
 

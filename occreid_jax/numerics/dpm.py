@@ -26,13 +26,13 @@ from occreid_jax.methods.dpm_pp import DPMPP, METRIC
 from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
 from occreid_jax.numerics.kind import NUMBER, Kind, grouped
 from occreid_jax.numerics.rankings import COSINE_LIMIT, compare_metrics
+from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
 from occreid_jax.weights.families import dpm
 from occreid_jax.weights.reference import Comparison, ReferenceFile
 from occreid_jax.weights.trees import flatten, unflatten
 
 IDENTITY_SHARE = 0.5  # of each of the two cross entropies, fixed in DPM's ``make_loss``
-HEAD_WEIGHT = 0.1  # of head enrichment, fixed there too
 STAGE = Stage(METRIC, 1, None, (), lambda rng, batch: batch)
 
 
@@ -87,56 +87,34 @@ def compare_matching(file: ReferenceFile) -> Iterator[Comparison]:
 # The network ------------------------------------------------------------------------------------------------------------------
 
 
-def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
-    """A config of this project's `DPMPP` that is the model and the losses of an official config of DPM or SPT, in float32 and
-    without dropping. With ``mask`` False and ``head_weight`` 0 it is SPT's."""
+def official_settings(cfg: Mapping[str, Any], backbone: str, recipe: str) -> ConfigDict:
+    """A config of this project's `DPMPP` that is the model and the losses of an official config, in float32 and without
+    dropping. ``recipe`` is the code that the config belongs to: "dpm" or "spt"."""
     model, solver = cfg["MODEL"], cfg["SOLVER"]
     for key, wanted in (("IF_LABELSMOOTH", "off"), ("ID_LOSS_TYPE", "softmax"), ("JPM", False)):
         if model[key] != wanted:
             raise UserError(f"MODEL.{key} is {model[key]!r}; the official code trains DPM with {wanted!r} alone")
-    settings = dict(
-        **encoder_settings(model, backbone),
-        name="dpm_pp",
-        camera_tokens="all",
-        text=False,
-        anchor_logits="product",
-        identity_weight=IDENTITY_SHARE * model["ID_LOSS_WEIGHT"],
-        label_smoothing=0.0,
-        masked_weight=IDENTITY_SHARE * model["ID_LOSS_WEIGHT"],
-        masked_smoothing=0.0,
-        triplet_weight=model["TRIPLET_LOSS_WEIGHT"],
-        margin=None if model["NO_MARGIN"] else solver["MARGIN"],
-        clip_reid_heads=False,
-        mask=True,
-        mask_levels=(2, 4, 10, 12),
-        mask_pooling="max",
-        mask_level_norm=False,
-        mask_space="visual",
-        mask_side="prototype",
-        mask_order="before",
-        cosine_scale=solver["COSINE_SCALE"],
-        cosine_margin=solver["COSINE_MARGIN"],
-        beyond="linear",
-        head_weight=HEAD_WEIGHT,
-        head_reduction="official",
-        head_softmax=False,
-        test_mask=True,
-        test_feature="before",
-        test_projected=False,
-        transfer=dict(on=False, ignore_identity=False, ignore_negatives="none"),
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
-    )
-    return ConfigDict(dict(method=settings, dtype="float32", evaluation=dict(rerank="")))
+    margin, share = None if model["NO_MARGIN"] else solver["MARGIN"], IDENTITY_SHARE if recipe == "dpm" else 1.0
+    changes = encoder_settings(model, backbone) | {
+        "identity_weight": share * model["ID_LOSS_WEIGHT"],
+        "masked_weight": share * model["ID_LOSS_WEIGHT"],
+        "triplet_weight": model["TRIPLET_LOSS_WEIGHT"],
+        "margin": margin,
+        "cosine_scale": solver["COSINE_SCALE"],
+        "cosine_margin": solver["COSINE_MARGIN"],
+        "selection.identity_weight": model["ID_LOSS_WEIGHT"],
+        "selection.masked_weight": model["ID_LOSS_WEIGHT"],
+        "selection.triplet_weight": model["TRIPLET_LOSS_WEIGHT"],
+        "selection.margin": margin,
+    }
+    return reproduction(f"dpm_pp:dataset=occluded_duke,recipe={recipe},triplet=soft", changes)
 
 
-def official_method(file: ReferenceFile, **changes: Any) -> DPMPP:
-    """The method of the file's official config, with other settings where ``changes`` names them."""
-    config = official_settings(file.config["cfg"], backbone_of(file))
-    config.method.update(changes)
+def official_method(file: ReferenceFile, recipe: str = "dpm") -> DPMPP:
+    """The method of the file's official config, which is one of DPM or of SPT."""
     about = file.config
     meta = Meta(about["num_classes"], about["cameras"], (about["H"], about["W"]), about["B"])
-    return methods.create(config, meta)
+    return methods.create(official_settings(about["cfg"], backbone_of(file), recipe), meta)
 
 
 def official_weights(file: ReferenceFile, family) -> tuple[Any, Any]:
@@ -192,10 +170,10 @@ def evaluated(method: DPMPP, params: Any, extra: Any, batch: Mapping[str, jax.Ar
         taps = method.visual.apply({"params": params["visual"]}, batch["image"], batch["camid"]).taps
         encoded = method.encode(params, batch)
         variables = {"params": params["mask_generator"], "batch_stats": extra["batch_stats"]["mask_generator"]}
-        is_last = lambda module, _: module.name == "bn_2"  # noqa: E731
         masks, kept = method.mask_generator.apply(
-            variables, encoded.maps, False, capture_intermediates=is_last, mutable=["intermediates"]
-        )
+            variables, encoded.maps, False, mutable=["intermediates"],
+            capture_intermediates=lambda module, _: module.name == "bn_2",
+        )  # fmt: skip
         pooled = jax.nn.relu(kept["intermediates"]["bn_2"]["__call__"][0]).max(axis=(1, 2))
         out = {f"block{number}_cls": tap[:, 0] for number, tap in enumerate(taps, start=1)}
         out |= {"global": encoded.feature, "maps": encoded.maps, "conv_out": pooled, "mask": masks}
@@ -218,8 +196,9 @@ def trained(method: DPMPP, params: Any, extra: Any, batch: Mapping[str, jax.Arra
         margined = angular_margin(masked_cosines(feature, weight, masks), labels, settings.cosine_scale, settings.cosine_margin)
         out = {"feat": encoded.feature, "mask": masks, "orth_attn": encoded.cls_logits, "Mscore": margined}
         out["score"] = jnp.matmul(feature, weight.T)
-        loss = lambda p: method.loss(p, extra, batch, jax.random.key(0), STAGE, 0.0)  # noqa: E731
-        (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
+            params, extra, batch, jax.random.key(0), STAGE, 0.0
+        )
         return out | {"loss": value, "hem_loss": aux.metrics["head_enrich"]}, aux.extra, gradients
 
     out, after, gradients = run(params, extra, batch)

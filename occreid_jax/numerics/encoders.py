@@ -24,6 +24,7 @@ from occreid_jax.nn.jpm import jigsaw_order
 from occreid_jax.nn.layers import Block
 from occreid_jax.nn.vit import resize_positions
 from occreid_jax.numerics.kind import Kind
+from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta
 from occreid_jax.weights.families import transreid
 from occreid_jax.weights.naming import export_arrays, to_path
@@ -59,25 +60,17 @@ def encoder_settings(model: Mapping[str, Any], backbone: str) -> dict[str, Any]:
         raise UserError(f"strides {rows} and {columns} differ between rows and columns; this network has one stride")
     return dict(
         backbone=backbone,
-        patch=16,
         stride=rows,
         camera=model["SIE_CAMERA"],
         camera_scale=model["SIE_COE"],
         drop_path=0.0,
-        dropout=0.0,
-        attention_dropout=0.0,
-        positions=True,
-        from_scratch=False,
-        remat=False,
     )
 
 
 def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
     """A config of this project's `TransReID` that is an official one's model and losses, in float32 and without dropping."""
     model, solver = cfg["MODEL"], cfg["SOLVER"]
-    settings = dict(
-        **encoder_settings(model, backbone),
-        name="transreid",
+    changes = encoder_settings(model, backbone) | dict(
         jpm=model["JPM"],
         parts=model["DEVIDE_LENGTH"],
         shift=model["SHIFT_NUM"],
@@ -88,15 +81,10 @@ def official_settings(cfg: Mapping[str, Any], backbone: str) -> ConfigDict:
         cosine_scale=solver["COSINE_SCALE"],
         cosine_margin=solver["COSINE_MARGIN"],
         margin=None if model["NO_MARGIN"] else solver["MARGIN"],
-        triplet_feature="before",
-        test_feature="before",
         identity_weight=model["ID_LOSS_WEIGHT"],
         triplet_weight=model["TRIPLET_LOSS_WEIGHT"],
-        person_mask=False,
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
     )
-    return ConfigDict(dict(method=settings, dtype="float32"))
+    return reproduction("transreid:dataset=occluded_duke", changes)
 
 
 def official_model(file: ReferenceFile, backbone: str) -> tuple[TransReID, Any, Any]:
@@ -125,8 +113,8 @@ def norms(arrays: Mapping[str, np.ndarray], names: list[str]) -> np.ndarray:
 def known_names(file: ReferenceFile) -> bool:
     """Whether every weight of the file belongs to TransReID or its baseline."""
     names = [entry.name for entry in file.state]
-    left_out = lambda name: any(re.fullmatch(kind.pattern, name) for kind in transreid.LEFT_OUT)  # noqa: E731
-    return transreid.fits(names) and all(left_out(name) or to_path(transreid.RULES, name) for name in names)
+    known = [name for name in names if any(re.fullmatch(kind.pattern, name) for kind in transreid.LEFT_OUT)]
+    return transreid.fits(names) and all(name in known or to_path(transreid.RULES, name) for name in names)
 
 
 def recognises(file: ReferenceFile) -> bool:
@@ -162,10 +150,10 @@ def evaluated(method: TransReID, params: Any, extra: Any, batch: Mapping[str, ja
         for number, tap in enumerate(taps, start=1):
             out |= {f"block{number}_cls": tap[:, 0], f"block{number}_meantok": tap.mean(axis=1)}
         if jigsaw:
-            is_block = lambda module, _: isinstance(module, Block)  # noqa: E731
             _, kept = method.jpm.apply(
-                {"params": params["jpm"]}, tokens, False, capture_intermediates=is_block, mutable=["intermediates"]
-            )
+                {"params": params["jpm"]}, tokens, False, mutable=["intermediates"],
+                capture_intermediates=lambda module, _: isinstance(module, Block),
+            )  # fmt: skip
             tap = kept["intermediates"]["global"]["block"]["__call__"][0][0]
             out |= {"b1_block_cls": tap[:, 0], "b1_block_meantok": tap.mean(axis=1)}
         out["feat_before"] = method.embed(params, extra, batch, "query")
@@ -183,8 +171,9 @@ def trained(method: TransReID, params: Any, extra: Any, batch: Mapping[str, jax.
     @jax.jit
     def run(params, extra, batch):
         features, logits = trained_heads(method, params, extra, batch)
-        loss = lambda p: method.loss(p, extra, batch, jax.random.key(0), None, 0.0)  # noqa: E731
-        (value, aux), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+        (value, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
+            params, extra, batch, jax.random.key(0), None, 0.0
+        )
         return features, logits, value, aux.extra, gradients
 
     features, logits, value, after, gradients = run(params, extra, batch)

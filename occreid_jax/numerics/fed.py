@@ -23,6 +23,7 @@ from occreid_jax.nn.fed import part_pool, search, similarities, unit
 from occreid_jax.numerics.dpm import official_names, official_weights
 from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
 from occreid_jax.numerics.kind import NUMBER, Kind, grouped
+from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
 from occreid_jax.weights.families import fed
 from occreid_jax.weights.reference import Comparison, ReferenceFile
@@ -31,6 +32,7 @@ from occreid_jax.weights.trees import flatten
 FIXED = "fixedattn."
 NEIGHBOURS = 8  # fixed in the official model, which searches for one more
 FLOOR = 1e-6  # fixed in ``model/hm.py`` and ``loss/infonce.py``
+HEADS = ("erased", "diffused", "global")
 STEP = r"train\.(loss|grad|bn\d|memory)"  # outputs that need the gradient or come after the step
 STAGE = Stage("main", 1, None, (), lambda rng, batch: batch)
 
@@ -45,7 +47,9 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
     numbers of each."""
     features, bank = jnp.asarray(file.input("x")), jnp.asarray(file.input("memory"))
     labels, temperature = jnp.asarray(file.input("label"), jnp.int32), float(file.config["temp"])
-    loss = lambda x: jnp.mean(info_nce(x, bank, labels, temperature, FLOOR))  # noqa: E731
+
+    def loss(x):
+        return jnp.mean(info_nce(x, bank, labels, temperature, FLOOR))
 
     for stem, parts in grouped(file.outputs).items():
         if found := re.fullmatch(rf"hm\.m({NUMBER})", stem):
@@ -65,7 +69,10 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
         for part in parts:
             if part in computed:
                 yield file.compare(f"{stem}.{part}", computed[part])
-    rows = lambda names: unit(bank)[search(features, bank, NEIGHBOURS, names)]  # noqa: E731
+
+    def rows(names):
+        return unit(bank)[search(features, bank, NEIGHBOURS, names)]
+
     others = {
         "mask_generation2": visible_by_difference(jnp.asarray(file.input("pooled"))),
         "feature_search_train": rows(labels),
@@ -84,46 +91,17 @@ def official_settings(config: Mapping[str, Any], backbone: str) -> ConfigDict:
     """A config of this project's `FED` that is the official model and its losses, in float32 and without dropping."""
     model = config["cfg"]["MODEL"]
     identity = model["ID_LOSS_WEIGHT"]
-    settings = dict(
-        **encoder_settings(model, backbone),
-        name="fed",
+    changes = encoder_settings(model, backbone) | dict(
         parts=config.get("parts", 4),
-        local=True,
-        clean=True,
-        oem=True,
-        fdm=True,
-        global_token="first_patch",
-        global_neck=False,
-        global_feature="before",
-        necks="shared",
         neighbours=config.get("instances", NEIGHBOURS + 1) - 1,
-        attention_heads=8,
-        attention_scale=None,
-        scramble=True,
-        ffn="geglu",
-        memory_unit=True,
-        shared_bank=True,
-        bank_rule="sequential",
         bank_keep=config.get("momentum", 0.2),
-        bank_unit=False,
-        bank_first="pooled",
-        bank_second="copy",
         temperature=config.get("temp", 0.05),
         floor=FLOOR,
-        score_weights=(1.0, 1.0),
         erased_weight=identity,
         diffused_weight=identity,
         global_weight=identity,
-        erased_contrast=(1.0, 0.3),
-        diffused_contrast=(0.5, 0.5),
-        triplet_weight=0.0,
-        margin=None,
-        label_smoothing=0.0,
-        test_feature="erased",
-        mean=(0.5, 0.5, 0.5),
-        std=(0.5, 0.5, 0.5),
     )
-    return ConfigDict(dict(method=settings, dtype="float32"))
+    return reproduction("fed:dataset=occluded_duke,preset=official", changes)
 
 
 def occluded_batch(file: ReferenceFile, parts: int) -> dict[str, jax.Array]:
@@ -172,10 +150,10 @@ def diffused(method: FED, params: Any, bank: jax.Array, feature: jax.Array, scor
     """What `FED.diffuse` does step by step, from the feature [B, P D] after the necks: neighbours and cosines, what the attention
     gives, and both FFNs."""
     index = search(feature, bank, method.neighbours, labels)
-    inner = lambda module, _: module.name in ("attend", "ffn1", "ffn2")  # noqa: E731
     _, kept = method.fdm.apply(
-        {"params": params["fdm"]}, feature, scores, unit(bank)[index], capture_intermediates=inner, mutable=["intermediates"]
-    )
+        {"params": params["fdm"]}, feature, scores, unit(bank)[index], mutable=["intermediates"],
+        capture_intermediates=lambda module, _: module.name in ("attend", "ffn1", "ffn2"),
+    )  # fmt: skip
     steps = {name: each["__call__"][0] for name, each in kept["intermediates"].items()}
     return {
         "search_idx": index,
@@ -231,12 +209,11 @@ def trained(method: FED, params: Any, extra: Any, batch: Mapping[str, jax.Array]
 
     @jax.jit
     def run(params, extra, batch):
-        loss = lambda p: method.loss(p, extra, batch, jax.random.key(0), STAGE, 0.0)  # noqa: E731
-        return jax.value_and_grad(loss, has_aux=True)(params)
+        return jax.value_and_grad(method.loss, has_aux=True)(params, extra, batch, jax.random.key(0), STAGE, 0.0)
 
     (value, aux), gradients = run(params, extra, batch)
     terms = aux.metrics
-    mean = lambda name: 0.5 * (terms[f"{name}_clean"] + terms[f"{name}_occluded"])  # noqa: E731
+    identity = {head: 0.5 * (terms[f"identity_{head}_clean"] + terms[f"identity_{head}_occluded"]) for head in HEADS}
     losses = {
         "total": value,
         "mse_ones": terms["score_clean"],
@@ -245,9 +222,9 @@ def trained(method: FED, params: Any, extra: Any, batch: Mapping[str, jax.Array]
         "contrast_f2": terms["contrast_erased_occluded"],
         "nce_r1": terms["contrast_diffused_clean"],
         "nce_r2": terms["contrast_diffused_occluded"],
-        "id_stage1": mean("identity_erased"),
-        "id_recons": mean("identity_diffused"),
-        "id_global": mean("identity_global"),
+        "id_stage1": identity["erased"],
+        "id_recons": identity["diffused"],
+        "id_global": identity["global"],
     }
     out = {f"loss.{name}": loss for name, loss in losses.items()}
     out["memory_after_rows"] = aux.extra["bank"]["erased"][identities]

@@ -90,7 +90,9 @@ def slopes(function: Callable, *arrays: jax.Array, names: tuple[str, ...]) -> Ou
 
 
 def entropy(arrays: Arrays, smoothing, gradient: str, convention: str = "all") -> Outputs:
-    function = lambda logits: cross_entropy(logits, arrays.labels, smoothing, convention)  # noqa: E731
+    def function(logits):
+        return cross_entropy(logits, arrays.labels, smoothing, convention)
+
     return slopes(function, arrays.logits, names=(gradient,))
 
 
@@ -172,7 +174,9 @@ def fast_entropy(arrays: Arrays, rest: str, parts: list[str]) -> Outputs | None:
 def centre(arrays: Arrays, rest: str, parts: list[str]) -> Outputs | None:
     if rest:
         return None
-    function = lambda x, centres: centre_loss(x, arrays.labels, centres)  # noqa: E731
+    def function(x, centres):
+        return centre_loss(x, arrays.labels, centres)
+
     return slopes(function, arrays.features, arrays["centers"], names=("grad_x", "grad_centers"))
 
 
@@ -181,7 +185,10 @@ def centre(arrays: Arrays, rest: str, parts: list[str]) -> Outputs | None:
 
 def head_outputs(arrays: Arrays, logits: Callable, weights: jax.Array) -> Outputs:
     """Logits of a head, their cross entropy, and its gradients for features and class weights."""
-    function = lambda x, w: cross_entropy(logits(x, w), arrays.labels)  # noqa: E731
+
+    def function(x, w):
+        return cross_entropy(logits(x, w), arrays.labels)
+
     outputs = slopes(function, arrays.features, weights, names=("grad_x", "grad_w"))
     return {"logits": logits(arrays.features, weights), "ce": outputs.pop("loss")} | outputs
 
@@ -225,7 +232,10 @@ def fast_head(function: Callable, **options) -> Handler:
         if not HEAD_WORDS.keys() <= found.keys():
             return None
         scale, margin = float(found["scale"]), float(found["margin"])
-        logits = lambda x, w: function(x, w, arrays.labels, scale, margin, **options)  # noqa: E731
+
+        def logits(x, w):
+            return function(x, w, arrays.labels, scale, margin, **options)
+
         return head_outputs(arrays, logits, arrays["w"])
 
     return handle

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 import jax.numpy as jnp
 import numpy as np
 
+from occreid_jax.errors import UserError
 from occreid_jax.evaluation.distance import blocks, euclidean
 from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics
@@ -89,8 +90,13 @@ def labels(file: ReferenceFile) -> list[np.ndarray]:
     """Identities of queries and gallery, then cameras; stored as four inputs, or as two with the gallery behind the queries."""
     if "pid" in file.inputs:
         count = int(file.config["num_query"])
-        return [part for name in ("pid", "cam") for part in (file.input(name)[:count], file.input(name)[count:])]
-    return [file.input(name) for name in ("q_pid", "g_pid", "q_cam", "g_cam")]
+        found = [part for name in ("pid", "cam") for part in (file.input(name)[:count], file.input(name)[count:])]
+    else:
+        found = [file.input(name) for name in ("q_pid", "g_pid", "q_cam", "g_cam")]
+    for side, pids, cameras in zip(("queries", "gallery"), found[:2], found[2:], strict=True):
+        if len(pids) != len(cameras):
+            raise UserError(f"{file.path}: stores {len(pids)} identities but {len(cameras)} cameras of the {side}")
+    return found
 
 
 def numbers(metrics: RankMetrics) -> dict[str, np.ndarray]:

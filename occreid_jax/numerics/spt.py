@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
 from occreid_jax.augment.patch_transfer import Transfer, choose_partners, recombine, rolled_overlaps
 from occreid_jax.losses.regularisers import budget, overlap
@@ -38,9 +37,8 @@ def compare_losses(file: ReferenceFile) -> Iterator[Comparison]:
     """The budget with its gradient by the saliency, and the weighted overlap of two predictions with its gradients."""
     saliency = jax.nn.sigmoid(jnp.asarray(file.input("mask_logit")))
     value, slope = jax.value_and_grad(budget)(saliency, float(file.config["alpha"]))
-    weighted = lambda a, b: OVERLAP_WEIGHT * overlap(a, b)  # noqa: E731
     pair = jnp.asarray(file.input("s1")), jnp.asarray(file.input("s2"))
-    shared, slopes = jax.value_and_grad(weighted, (0, 1))(*pair)
+    shared, slopes = jax.value_and_grad(lambda a, b: OVERLAP_WEIGHT * overlap(a, b), (0, 1))(*pair)
     computed = {"budget": value, "budget_grad": slope, "orth": shared, "orth_grad1": slopes[0], "orth_grad2": slopes[1]}
     for key, array in computed.items():
         if key in file.outputs:
@@ -153,34 +151,8 @@ def compare_choice(file: ReferenceFile, masks: jax.Array, grid: tuple[int, int],
 # The selection network --------------------------------------------------------------------------------------------------------
 
 
-def official_selection(margin: float | None) -> ConfigDict:
-    """``config.method.selection`` as SPT's code trains."""
-    return ConfigDict(
-        dict(
-            stride=0,
-            levels=(2, 4, 10, 12),
-            level_norm=False,
-            detach=True,
-            masking="scale",
-            identity_weight=1.0,
-            masked_weight=1.0,
-            triplet_weight=1.0,
-            margin=margin,
-            label_smoothing=0.0,
-            budget_weight=BUDGET_WEIGHT,
-            budget_share=BUDGET_SHARE,
-            budget_over="batch",
-            overlap_weight=OVERLAP_WEIGHT,
-        )
-    )
-
-
 def compare_saliency(file: ReferenceFile) -> Iterator[Comparison]:
-    method = official_method(file, mask=False, head_weight=0.0)
-    settings = official_selection(method.settings.margin)
-    settings.identity_weight = settings.masked_weight = file.config["cfg"]["MODEL"]["ID_LOSS_WEIGHT"]
-    settings.triplet_weight = file.config["cfg"]["MODEL"]["TRIPLET_LOSS_WEIGHT"]
-    selection = SalientSelection(method.encoder(method.settings.stride, projected=False), method.meta.identities, settings)
+    selection = official_method(file, "spt").selection
     params, extra = official_weights(file, spt)
     params, statistics = params["selection"], extra["batch_stats"]["selection"]
     batch = official_batch(file)
@@ -252,8 +224,7 @@ def given_partners(method: DPMPP, salient: jax.Array, partner: jax.Array) -> Non
 
 def compare_reidentification(file: ReferenceFile) -> Iterator[Comparison]:
     """``slabel`` float [B] names each image's partner; B stands for none."""
-    weight = file.config["cfg"]["MODEL"]["ID_LOSS_WEIGHT"]
-    method = official_method(file, mask=False, head_weight=0.0, identity_weight=weight)
+    method = official_method(file, "spt")
     params, extra = official_weights(file, dpm)
     batch = official_batch(file)
     named = jnp.asarray(file.input("slabel"), jnp.int32)
@@ -292,8 +263,9 @@ def mixed_step(
     def run(params, extra, batch):
         feature = method.encode(params, batch, jax.random.key(0), salient, partner).feature
         after, _ = method.after_neck(params, extra, feature, True)
-        loss = lambda p: method.loss(p, extra, batch, jax.random.key(0), STAGE, 0.0)[0]  # noqa: E731
-        value, gradients = jax.value_and_grad(loss)(params)
+        (value, _), gradients = jax.value_and_grad(method.loss, has_aux=True)(
+            params, extra, batch, jax.random.key(0), STAGE, 0.0
+        )
         return {"feat": feature, "score": jnp.matmul(after, params["prototypes"]["weight"].T), "loss": value}, gradients
 
     out, gradients = run(params, extra, batch)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.errors import UserError
+from occreid_jax.losses.metric import l2_normalise
 from occreid_jax.nn.clip import VISUAL, TextTransformer, clip_visual
 from occreid_jax.nn.layers import Block, gelu, quick_gelu
 from occreid_jax.nn.vit import Size
@@ -193,14 +194,15 @@ def run_jax(
     @jax.jit
     def run(params, pictures, ids):
         image = visual.apply({"params": params["visual"]}, pictures)
-        is_block = lambda module, _: isinstance(module, Block)  # noqa: E731
-        words, kept = textual.apply({"params": params["text"]}, ids, capture_intermediates=is_block, mutable=["intermediates"])
+        words, kept = textual.apply(
+            {"params": params["text"]}, ids, mutable=["intermediates"],
+            capture_intermediates=lambda module, _: isinstance(module, Block),
+        )  # fmt: skip
         taps = kept["intermediates"]
         picture = image.projected[:, 0]
-        unit = lambda x: x / jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
         out = blocks("image", image.taps) | {"image features": picture}
         out |= blocks("text", [taps[f"block_{i:02d}"]["__call__"][0][0] for i in range(text.num_hidden_layers)])
-        out |= {"text features": words, "logits": jnp.exp(params["logit_scale"]) * unit(picture) @ unit(words).T}
+        out |= {"text features": words, "logits": jnp.exp(params["logit_scale"]) * l2_normalise(picture) @ l2_normalise(words).T}
         return {name: array.astype(jnp.float32) for name, array in out.items()}
 
     with jax.default_matmul_precision("highest"):

@@ -157,6 +157,17 @@ def compare(
     return Comparison(key, error, largest, noise, allowed, reason=reason)
 
 
+class Stored(dict):
+    """A dictionary that a reference file stores. A key that it lacks is a `UserError` about the file, not a KeyError."""
+
+    def __init__(self, values: dict, path: Path):
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, key: str):
+        raise UserError(f"{self.path}: lacks {key!r}, which a file of its kind needs")
+
+
 class ReferenceFile:
     """One reference file, opened read-only and without pickles.
 
@@ -177,16 +188,19 @@ class ReferenceFile:
         if not any(name.startswith("out.") for name in arrays):
             raise UserError(f"{self.path}: holds no outputs (out.*), so it is no reference file")
 
+        def stored(values):
+            return Stored(values, self.path)
+
         def parsed(name, default):
             try:
-                return json.loads(str(arrays[name])) if name in arrays else default
+                return json.loads(str(arrays[name]), object_hook=stored) if name in arrays else default
             except json.JSONDecodeError as error:
                 raise UserError(f"{self.path}: its {name} is no JSON ({error})") from error
 
         def under(prefix):
             return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
-        self.config: dict = parsed("config_json", {})
+        self.config: dict = parsed("config_json", stored({}))
         self.seeds: dict[str, int] = parsed("seeds_json", {})
         self.notes: list[str] = parsed("notes_json", [])
         self.state = [Entry(name, tuple(shape), *rest or ("float32",)) for name, shape, *rest in parsed("state_json", [])]

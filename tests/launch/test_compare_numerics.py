@@ -38,5 +38,14 @@ def test_json_with_files_that_fail(launch, tmp_path):
     assert outputs["cosine0_f64"]["noise_multiple"] is None and outputs["cosine0_f64"]["error"] > 1e-6
 
 
+def test_a_fault_of_the_program_keeps_its_traceback_and_stops_no_other_file(launch, tmp_path):
+    with np.load(REFERENCE / "metrics_exact.npz") as file:
+        np.savez(tmp_path / "flat.npz", **dict(file) | {"in.distmat": file["in.distmat"].ravel()})
+    finished = launch("compare_numerics.py", "--reference", "flat.npz", REFERENCE / "sched_formulas.npz", folder=tmp_path)
+    assert finished.status == 1 and finished.err.startswith("Traceback")
+    assert finished.err.splitlines()[-1].startswith("error: flat.npz: this program failed on it, see above (ValueError: ")
+    assert finished.out.splitlines()[-1].endswith("1 of 2 files passed")
+
+
 def test_no_file(launch):
     launch("compare_numerics.py").mistake("name reference files")

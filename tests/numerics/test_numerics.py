@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from configs import fed as fed_config
 from occreid_jax import numerics
 from occreid_jax.augment.patch_transfer import choose_partners
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.metrics import rank_metrics
-from occreid_jax.numerics import spt
+from occreid_jax.numerics import fed, optimisers, spt
 from occreid_jax.numerics.kind import words
 from occreid_jax.numerics.rankings import by_definition, compare_metrics, numbers
+from occreid_jax.numerics.settings import reproduction
 from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
@@ -140,8 +142,32 @@ def test_a_file_that_lacks_something_is_named(tmp_path):
     with pytest.raises(UserError, match="lacks the input 'text'"):
         numerics.compare_file(path)
     short = np.zeros(5, np.int64)
-    with pytest.raises(UserError, match="cannot be computed as 'metrics of distances' .*5 query_pids but 60 query_camids"):
+    with pytest.raises(UserError, match="variant.npz: stores 5 identities but 60 cameras of the queries"):
         numerics.compare_file(changed(tmp_path, "metrics_exact", in__q_pid=short))
+
+
+def test_a_fault_of_the_program_is_not_blamed_on_the_file(monkeypatch):
+    """A setting that a method reads and its config lacks, for example."""
+
+    def compare(file):
+        raise KeyError("hole_of")
+
+    kind = numerics.load("schedules")._replace(compare=compare)
+    monkeypatch.setattr(optimisers, "SCHEDULES", kind)
+    with pytest.raises(KeyError, match="hole_of"):
+        numerics.compare_file(REFERENCE / "sched_formulas.npz")
+
+
+def test_settings_of_a_reproduction_come_from_the_config():
+    """Whatever the official config does not say is what the shipped config says, settings of tomorrow among them."""
+    shipped = fed_config.get_config("dataset=occluded_duke,preset=official").method
+    cfg = {"MODEL": {"STRIDE_SIZE": [12, 12], "SIE_CAMERA": False, "SIE_COE": 3.0, "ID_LOSS_WEIGHT": 2.0}}
+    found = fed.official_settings({"cfg": cfg, "momentum": 0.3}, "small").method
+    told = {"backbone", "stride", "drop_path", "bank_keep", "erased_weight", "diffused_weight", "global_weight"}
+    assert found.keys() == shipped.keys() and {key for key in shipped if found[key] != shipped[key]} == told
+    assert found.stride == 12 and found.bank_keep == 0.3 and found.global_weight == 2.0
+    with pytest.raises(KeyError):
+        reproduction("fed:dataset=occluded_duke", {"no_such_setting": 1})
 
 
 # Numbers come from the file ----------------------------------------------------------------------------------------------------

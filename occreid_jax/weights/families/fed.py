@@ -117,7 +117,12 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
     possible = "model with an ImageNet ViT, necks=shared and global_neck=False"
     refuse_nameless(weights, RULES, ("backbone",), "FED's", possible)
     description = checked(weights)
-    return *export_arrays(weights, RULES), description
+    return *export(weights), description
+
+
+def export(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry]]:
+    """Any of the model's arrays, or their gradients, under their PyTorch names and in PyTorch's layout."""
+    return export_arrays(weights, RULES)
 
 
 def fits(names: Collection[str]) -> bool:
