@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import errno
 import functools
 import os
 import re
 import sys
+import tempfile
+import traceback
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -15,30 +16,59 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # configs are imported from the checkout
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path("~/.cache/occreid_jax/compiled").expanduser()))
+HOMELESS = os.path.expanduser("~") == "~"  # no HOME, and a user that the system does not know: a container under any number
+if HOMELESS:  # other libraries keep their caches there too
+    os.environ.setdefault("XDG_CACHE_HOME", str(Path(tempfile.gettempdir()) / f"occreid_jax-{os.getuid()}"))
+CACHE = os.environ["XDG_CACHE_HOME"] if HOMELESS else os.path.expanduser("~/.cache")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(CACHE) / "occreid_jax" / "compiled"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import config_argument  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
+from ml_collections.config_flags.tuple_parser import TupleParser  # noqa: E402
+
+from occreid_jax.errors import UserError, shown  # noqa: E402
+from occreid_jax.files import STORAGE, at_home, remedy  # noqa: E402
 
 USAGE = 2  # exit status of a wrong command line
 MISTAKE = 1  # exit status of a user's mistake found later
-STORAGE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)  # the disk's errors, not ours
+
+
+class LastTuple(flags.ArgumentParser):
+    """Values separated by commas. A flag given twice counts once, as every other flag does: with ml_collections' own parser the
+    values of both would be joined."""
+
+    def parse(self, argument):
+        return TupleParser().parse(argument)
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
+config_flags.register_flag_parser_for_type(tuple, LastTuple())
 
 
 def define_config(default: str | None = None) -> flags.FlagHolder:
     """The ``--config`` flag; single values are changed with ``--config.key=value``."""
-    words = "config file, with its argument after a colon: configs/baseline.py:dataset=market1501"
+    words = "config file, with its arguments after a colon: configs/baseline.py:dataset=market1501"
     try:
-        return config_flags.DEFINE_config_file("config", default, words)
+        holder = config_flags.DEFINE_config_file("config", default, words)
     except flags.Error as error:  # it opens a --flagfile at once
         fail(f"{str(error).removeprefix('ERROR:: ')}; --flagfile must name a file of flags", USAGE)
+    parser = flags.FLAGS["config"].parser
+    load = parser.parse
+
+    def load_from_home(path: str) -> ConfigDict:
+        return load(at_home(path))
+
+    parser.parse = load_from_home
+    return holder
 
 
 def fail(message: str, status: int) -> None:
     """Prints one line and leaves."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(shown(message).split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status) if status > 128 else sys.exit(status)
 
@@ -72,13 +102,17 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
     """Runs ``main`` after the flags are parsed. `UserError` becomes one line and exit status 1; other errors keep their
     traceback, since they are ours to mend. With ``words``, arguments that are no flags are allowed and ``main`` gets them."""
     from occreid_jax import config as configuration
-    from occreid_jax.errors import UserError
 
     def guarded(rest: list[str]) -> int | None:
         logging.set_verbosity(logging.FATAL)  # once more: parsing sets the flag's default
         # A compile cache that cannot be read or written costs time and nothing else.
         warnings.filterwarnings("ignore", message="Error (reading|writing) persistent compilation cache")
+        warnings.filterwarnings("ignore", module="PIL")  # damaged metadata is told in a note of the data set
+        sys.stdout.reconfigure(errors="backslashreplace")  # a name that the screen cannot show is shown escaped
+        if HOMELESS:
+            print(f"note: no home directory is known (HOME is not set); caches are kept in {CACHE}", file=sys.stderr, flush=True)
         try:
+            paths_at_home()
             if "config" in flags.FLAGS and flags.FLAGS.config is not None:  # some commands do without one
                 configuration.validate(flags.FLAGS.config)  # before anything slow is imported, opened or rendered
             return main(*([rest[1:]] if words else []))
@@ -88,12 +122,33 @@ def run(main: Callable[..., int | None], words: bool = False) -> None:
             if error.errno not in STORAGE:
                 raise
             where = f"{error.filename}: " if error.filename else ""
-            fail(f"{where}{error.strerror}; make room or choose a folder that can be written, then run it again", MISTAKE)
+            fail(f"{where}{error.strerror}; {remedy(error)}", MISTAKE)
+        except (RuntimeError, AssertionError) as error:
+            if not traceback.extract_tb(error.__traceback__)[-1].filename.endswith("xla_bridge.py"):
+                raise
+            fail(no_device(error), MISTAKE)  # JAX opens its devices there, some kinds of failure with a bare assertion
         except KeyboardInterrupt:
             fail("interrupted", 130)
 
     sys.unraisablehook = unraisable
     app.run(guarded, flags_parser=functools.partial(parse, words=words))
+
+
+def paths_at_home() -> None:
+    """Every text among the flags, and in the config: ``~`` at the start of a path is the home directory."""
+    for name in flags.FLAGS:
+        if (changed := at_home(flags.FLAGS[name].value)) != flags.FLAGS[name].value:
+            flags.FLAGS[name].value = changed
+
+
+def no_device(error: Exception) -> str:
+    """One line for JAX's failure to open the devices that the environment asks for."""
+    told = str(error).strip().splitlines()
+    asked = os.environ.get("JAX_PLATFORMS", "")
+    who = f"JAX_PLATFORMS={asked}" if asked else "JAX"
+    remedy = "unset JAX_PLATFORMS to take what this machine has, or install" if asked else "install"
+    why = f" ({told[0]})" if told else ""
+    return f"{who}: no such device can be used here{why}; {remedy} JAX for it: pip install 'occreid_jax[cuda]' or '[tpu]'"
 
 
 def unraisable(what) -> None:

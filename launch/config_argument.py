@@ -16,6 +16,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from occreid_jax.errors import UserError
+from occreid_jax.files import at_home
+
 EXAMPLE = "--config=configs/baseline.py"
 KINDS = {bool: "true or false", int: "a whole number", float: "a number", tuple: "values separated by commas"}
 
@@ -30,10 +33,10 @@ def explain(arguments: list[str]) -> str:
         given = config_value(arguments)
         if given is None:
             return f"--config is missing; give a config file, for example {EXAMPLE}"
-        config = load(given)
+        config = load(at_home(given))
         for path, text in overrides(arguments):
             check_override(config, path, text)
-    except Wrong as wrong:
+    except (Wrong, UserError) as wrong:
         return str(wrong)
     return ""
 

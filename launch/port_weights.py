@@ -40,7 +40,7 @@ def main() -> None:
     from occreid_jax.errors import UserError
     from occreid_jax.train.log import Reporter
 
-    reporter, out, grid = Reporter(), Path(OUT.value).expanduser(), None
+    reporter, out, grid = Reporter(), Path(OUT.value), None
     if GRID.value is not None:
         match = re.fullmatch(r"([1-9]\d{0,2})x([1-9]\d{0,2})", GRID.value)
         if match is None:
@@ -51,7 +51,7 @@ def main() -> None:
     elif grid is not None:
         raise UserError("--grid has no effect with --to=pytorch; leave it out")
     else:
-        write_back(reporter, Path(SOURCE.value).expanduser(), out)
+        write_back(reporter, Path(SOURCE.value), out)
 
 
 def bring(reporter, source: str, out, grid) -> None:

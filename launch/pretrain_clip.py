@@ -28,6 +28,7 @@ def main() -> None:
     from occreid_jax.assets import FOLDER
     from occreid_jax.errors import UserError
     from occreid_jax.evaluation import zero_shot
+    from occreid_jax.files import check_unheld
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
     from occreid_jax.train.setup import banner, check_workdir, claim_workdir, open_setup
@@ -40,6 +41,7 @@ def main() -> None:
     workdir, out = Path(WORKDIR.value or command.default_workdir(config)), Path(OUT.value or FOLDER / FAMILY)
     reporter = Reporter()
     check_workdir(workdir, config)
+    distributed.in_lead(lambda: check_unheld(workdir))
     setup = open_setup(config, reporter)
     for line in banner(setup, workdir):
         reporter.line(line)

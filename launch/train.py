@@ -18,6 +18,7 @@ def main() -> int | None:
     from pathlib import Path
 
     from occreid_jax import distributed
+    from occreid_jax.files import check_unheld
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
     from occreid_jax.train.setup import banner, check_workdir, claim_workdir, open_setup
@@ -27,6 +28,7 @@ def main() -> int | None:
     workdir = Path(WORKDIR.value or command.default_workdir(config))
     reporter = Reporter()
     check_workdir(workdir, config)  # before a dataset is rendered for nothing
+    distributed.in_lead(lambda: check_unheld(workdir))
     setup = open_setup(config, reporter)
     for line in banner(setup, workdir):
         reporter.line(line)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -65,6 +67,23 @@ def devices(count: int = 0) -> Devices:
 def is_lead() -> bool:
     """True in the one process that writes files and prints."""
     return jax.process_index() == 0
+
+
+def in_lead(work: Callable[[], Any]) -> Any:
+    """``work()`` in the lead process, None in the others. A `UserError` there is raised in all of them, so that none waits."""
+    if jax.process_count() == 1:
+        return work()
+    result, told = None, np.zeros(2048, np.uint8)
+    if is_lead():
+        try:
+            result = work()
+        except UserError as error:
+            text = str(error).encode("utf-8", "backslashreplace")[: len(told)]
+            told[: len(text)] = np.frombuffer(text, np.uint8)
+    told = bytes(np.asarray(multihost_utils.broadcast_one_to_all(told))).rstrip(b"\0")
+    if told:
+        raise UserError(told.decode("utf-8", "replace"))
+    return result
 
 
 def place(tree, sharding: NamedSharding):

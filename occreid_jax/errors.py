@@ -11,8 +11,21 @@ class DataError(UserError):
     """A data set, an image or a data setting is not usable as it is."""
 
 
-def listed(items, shown: int = 5) -> str:
+def listed(items, most: int = 5) -> str:
     """The first few of ``items`` and a count of the rest, on one line: ``a, b, c and 12 more``."""
-    items = [" ".join(str(item).split()) for item in items]
-    rest = len(items) - shown
-    return ", ".join(items[:shown]) + (f" and {rest:,} more" if rest > 0 else "")
+    items = [" ".join(shown(item).split()) for item in items]
+    rest = len(items) - most
+    return ", ".join(items[:most]) + (f" and {rest:,} more" if rest > 0 else "")
+
+
+def shown(item) -> str:
+    """``item`` as text that any file and any screen can hold.
+
+    Names of files may have bytes that are no valid text; Python keeps them as lone surrogates, which cannot be written. They
+    become ``\\xe9`` here, one escape a byte.
+    """
+    text = str(item)
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # surrogates that stand for no byte
+        return text.encode("utf-8", "backslashreplace").decode("utf-8")

@@ -6,15 +6,94 @@ import contextlib
 import errno
 import json
 import os
+import re
+import socket
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, NamedTuple
 
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, shown
+
+LOCK = ".lock"  # in a run folder: whoever trains there has locked it
+FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+FORBIDDEN = (errno.EACCES, errno.EPERM)
+# The errors of the disk that a user can mend, see `remedy`.
+STORAGE = (*FULL, *FORBIDDEN, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG)
+
+
+def at_home(value: Any) -> Any:
+    """Text, or texts in a list, tuple, dictionary or config, with ``~`` or ``~user`` at a path's start as the home directory.
+
+    Text may name several paths with commas between. A ConfigDict is changed in place. Raises `UserError` for a user that does
+    not exist, since a folder called ``~name`` is what nobody wants.
+    """
+    if isinstance(value, str):
+        return ",".join(map(one_at_home, value.split(","))) if "~" in value else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(at_home, value))
+    if hasattr(value, "items"):  # dict or ConfigDict
+        for key, entry in value.items():
+            if (changed := at_home(entry)) != entry:
+                value[key] = changed
+    return value
+
+
+def one_at_home(path: str) -> str:
+    start = re.match(r"\s*(~(?:[A-Za-z_][\w.-]*)?)(?=/|$)", path)
+    if start is None:
+        return path
+    home = os.path.expanduser(start[1])
+    if home.startswith("~"):
+        what = f"there is no user '{start[1][1:]}'" if start[1] != "~" else "the home directory is not known (HOME is not set)"
+        raise UserError(f"{path}: {what}; give the path in full")
+    return home + path[start.end() :]
+
+
+class Held(NamedTuple):
+    """A folder that this process has for itself. ``note`` tells if the file system cannot say so to others."""
+
+    file: IO
+    note: str = ""
+
+
+def hold(folder: Path) -> Held:
+    """Locks ``folder``, which is made if it is not there, for as long as the result lives; a killed process leaves it free.
+
+    Raises `UserError` if another process has locked it, or if nothing can be written there.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = open(folder / LOCK, "a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another --workdir") from error
+    try:
+        import fcntl  # not on every system
+
+        # Of the whole process: neither a forked child nor an inherited file keeps it, and NFS knows it.
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (ImportError, OSError) as error:
+        if getattr(error, "errno", None) not in (errno.EACCES, errno.EAGAIN):
+            return Held(file, f"{folder} cannot be locked ({error}); start no second run in it")
+        file.seek(0)
+        owner = " ".join(file.read().split())
+        file.close()
+        remedy = "wait for it, stop it, or choose another --workdir"
+        raise UserError(f"{folder}: another process trains there{f' ({owner})' if owner else ''}; {remedy}") from error
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+    file.flush()
+    return Held(file)
+
+
+def check_unheld(folder: Path) -> None:
+    """Raises `UserError` if another process trains in ``folder``. Makes nothing."""
+    if (Path(folder) / LOCK).is_file():
+        hold(folder).file.close()
 
 
 def write_text(path: Path, text: str) -> None:
     """Writes ``path`` through a temporary file beside it. Raises `UserError` if that cannot be done."""
-    write_bytes(path, text.encode("utf-8"))
+    write_bytes(path, shown(text).encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -35,9 +114,15 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def remedy(error: OSError) -> str:
-    """What helps against a file that could not be written."""
-    if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+    """What helps against a file that could not be written, or that could not be read."""
+    if error.errno in FULL:
         return "make room, then run the same command again"
+    if error.errno == errno.ELOOP:
+        return "it is a link that leads back to itself: remove the link, or name what it should lead to"
+    if error.errno == errno.ENAMETOOLONG:
+        return "give it a shorter name"
+    if error.errno in FORBIDDEN and error.filename and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+        return "give yourself permission to read it, or name another place"
     return "choose a folder that can be written"
 
 

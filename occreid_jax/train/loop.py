@@ -20,7 +20,7 @@ from occreid_jax import distributed
 from occreid_jax.data import resident, stream
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.evaluate import Evaluation, evaluate
-from occreid_jax.files import read_json, write_json
+from occreid_jax.files import hold, read_json, write_json
 from occreid_jax.passes import run_pass
 from occreid_jax.train import performance, state
 from occreid_jax.train.checkpoint import Checkpoints, abstract
@@ -51,6 +51,10 @@ class Trainer:
         self.labels = setup.labels
         loop = self.config.loop
         self.plan: Plan = make_plan(self.method.stages(), self.labels, self.config.seed, loop.accumulate, self.devices.count)
+        # First of all that touches the folder: opening checkpoints tidies up what a run at work there is writing.
+        self.held = distributed.in_lead(lambda: hold(self.workdir))
+        if self.held is not None and self.held.note:
+            self.reporter.line(f"note: {self.held.note}")
         self.checkpoints = Checkpoints(self.workdir, self.config.checkpoint.keep)
         self.tables: dict[str, jax.Array] = {}
         self.streams = False

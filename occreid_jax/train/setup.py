@@ -18,7 +18,7 @@ from occreid_jax.data import table as tables
 from occreid_jax.data.captions import read_captions
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
-from occreid_jax.files import read_json, write_json
+from occreid_jax.files import at_home, read_json, write_json
 from occreid_jax.train.log import Reporter
 from occreid_jax.types import Dataset, Meta, Method
 from occreid_jax.vocabulary import tiny_vocabulary
@@ -149,7 +149,7 @@ def rendered_library(setup: Setup) -> occluders.Library:
 def data_root(config) -> Path:
     """Where datasets lie: ``config.data.root``, or OCCREID_DATA if that is set and the config has its default."""
     environment = os.environ.get("OCCREID_DATA", "")
-    return Path(environment if environment and config.data.root == "data" else config.data.root)
+    return Path(at_home(environment) if environment and config.data.root == "data" else config.data.root)
 
 
 def open_dataset(config, reporter: Reporter) -> Dataset:

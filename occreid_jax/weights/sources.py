@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from occreid_jax.errors import UserError, listed
-from occreid_jax.files import read_json
+from occreid_jax.files import at_home, read_json
 from occreid_jax.weights.naming import Arrays
 from occreid_jax.weights.read import read_weights
 
@@ -44,7 +44,7 @@ def read_source(source: str) -> tuple[Arrays, Origin]:
 
     A hub id counts only if nothing on this machine has that name. Raises `UserError` if there are no readable weights.
     """
-    path = Path(source).expanduser()
+    path = Path(at_home(source))
     if path.is_file():
         files = (path,)
     elif path.is_dir():

@@ -42,7 +42,8 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """``launch("train.py", *arguments, folder=, limit=)`` runs a command in a warm process; ``limit`` is the largest file."""
+    """``launch("train.py", *arguments, folder=, limit=, NAME=)`` runs a command in a warm process; ``limit`` is the largest file,
+    names in capitals are added to its environment."""
     outputs = tmp_path_factory.mktemp("outputs")
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
@@ -53,7 +54,7 @@ def launch(tmp_path_factory):
     assert worker.stdout.readline() == "ready\n"
     count = 0
 
-    def run(script: str, *arguments, folder: Path = outputs, limit: int = 0) -> Finished:
+    def run(script: str, *arguments, folder: Path = outputs, limit: int = 0, **environment: str) -> Finished:
         nonlocal count
         count += 1
         output = outputs / f"{count:03d}"
@@ -62,6 +63,7 @@ def launch(tmp_path_factory):
             "arguments": [str(argument) for argument in arguments],
             "folder": str(folder),
             "limit": limit,
+            "environment": environment,
             "output": str(output),
         }
         worker.stdin.write(json.dumps(request) + "\n")

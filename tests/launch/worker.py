@@ -19,6 +19,7 @@ def become_command(request: dict) -> None:
     for number, file in enumerate((nothing, out, error)):
         os.dup2(file, number)
     os.chdir(request["folder"])
+    os.environ.update(request["environment"])
     if request["limit"]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (request["limit"], request["limit"]))
     sys.argv = [request["script"], *request["arguments"]]
