@@ -28,7 +28,7 @@ from absl import app, flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 from ml_collections.config_flags.tuple_parser import TupleParser  # noqa: E402
 
-from occreid_jax.errors import UserError, shown  # noqa: E402
+from occreid_jax.errors import UserError, legible  # noqa: E402
 from occreid_jax.files import STORAGE, at_home, remedy  # noqa: E402
 
 USAGE = 2  # exit status of a wrong command line
@@ -68,7 +68,7 @@ def define_config(default: str | None = None) -> flags.FlagHolder:
 
 def fail(message: str, status: int) -> None:
     """Prints one line and leaves."""
-    print(f"error: {' '.join(shown(message).split())}", file=sys.stderr, flush=True)
+    print(f"error: {' '.join(legible(message).split())}", file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(status) if status > 128 else sys.exit(status)
 

@@ -13,12 +13,12 @@ class DataError(UserError):
 
 def listed(items, most: int = 5) -> str:
     """The first few of ``items`` and a count of the rest, on one line: ``a, b, c and 12 more``."""
-    items = [" ".join(shown(item).split()) for item in items]
+    items = [" ".join(legible(item).split()) for item in items]
     rest = len(items) - most
     return ", ".join(items[:most]) + (f" and {rest:,} more" if rest > 0 else "")
 
 
-def shown(item) -> str:
+def legible(item) -> str:
     """``item`` as text that any file and any screen can hold.
 
     Names of files may have bytes that are no valid text; Python keeps them as lone surrogates, which cannot be written. They

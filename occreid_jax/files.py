@@ -11,7 +11,7 @@ import socket
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from occreid_jax.errors import UserError, shown
+from occreid_jax.errors import UserError, legible
 
 LOCK = ".lock"  # in a run folder: whoever trains there has locked it
 FULL = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
@@ -61,6 +61,7 @@ def hold(folder: Path) -> Held:
     Raises `UserError` if another process has locked it, or if nothing can be written there.
     """
     folder = Path(folder)
+    check_name(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
@@ -86,14 +87,22 @@ def hold(folder: Path) -> Held:
 
 
 def check_unheld(folder: Path) -> None:
-    """Raises `UserError` if another process trains in ``folder``. Makes nothing."""
+    """Raises `UserError` if another process trains in ``folder``, or if none can. Makes nothing."""
+    check_name(folder)
     if (Path(folder) / LOCK).is_file():
         hold(folder).file.close()
 
 
+def check_name(folder: Path) -> None:
+    """Raises `UserError` if the name of a run folder is no text: checkpoints are written by a library that takes only text."""
+    path = str(Path(folder).absolute())
+    if legible(path) != path:
+        raise UserError(f"{path}: a run folder's name must be valid text (UTF-8); choose another --workdir")
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes ``path`` through a temporary file beside it. Raises `UserError` if that cannot be done."""
-    write_bytes(path, shown(text).encode("utf-8"))
+    write_bytes(path, legible(text).encode("utf-8"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:

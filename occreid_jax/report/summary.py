@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from occreid_jax import config as configuration
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import parameters_hash
 from occreid_jax.files import read_json
 from occreid_jax.report.curves import Series, histogram, line_chart
@@ -54,7 +54,7 @@ def read_results(workdir: Path, setup: Setup, params: Any, extra: Any) -> tuple[
         raise UserError(f"{workdir}: {', '.join(absent)} not in evaluation.npz or results.json; {remedy}")
     dataset = setup.dataset
     for role, split in (("query", dataset.query), ("gallery", dataset.gallery)):
-        if list(evaluation[f"{role}_names"]) != list(split.names):
+        if list(evaluation[f"{role}_names"]) != [legible(name) for name in split.names]:
             raise UserError(f"{workdir}/evaluation.npz was made with other {role} pictures than {dataset.protocol}; {remedy}")
     if results["parameters_sha256"] != parameters_hash(params, extra):
         raise UserError(f"{workdir}/results.json belongs to other parameters than the last checkpoint; {remedy}")

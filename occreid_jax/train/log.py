@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from occreid_jax.distributed import is_lead
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, legible
 from occreid_jax.files import remedy, write_text
 
 PLAIN_SECONDS = 15.0  # without a terminal, progress is a line this often
@@ -35,7 +35,7 @@ class Reporter:
         self.bar: Progress | None = None
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(legible(text), markup=False)
         sys.stdout.flush()
 
     def task(self, description: str, total: int) -> Task:

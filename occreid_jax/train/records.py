@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import Evaluation
 from occreid_jax.files import write_bytes, write_json
 from occreid_jax.types import Dataset
@@ -24,8 +24,8 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
         cmc=metrics.cmc,
         ranked_indices=metrics.ranked_indices,
         ranked_flags=metrics.ranked_flags,
-        query_names=np.array(dataset.query.names),
-        gallery_names=np.array(dataset.gallery.names),
+        query_names=np.array([legible(name) for name in dataset.query.names]),
+        gallery_names=np.array([legible(name) for name in dataset.gallery.names]),
     )
     write_bytes(Path(workdir) / "evaluation.npz", buffer.getvalue())
     write_json(Path(workdir) / "results.json", evaluation.results)
