@@ -134,9 +134,9 @@ def _check(block: Any, labels: np.ndarray) -> None:
         if images < 1 or size % images:
             raise DataError(f"sampler.batch_size is {size}: it should be a multiple of sampler.images_per_identity, {images}")
         identities = len(np.unique(labels))
+        _check_pairs(size, images, identities)
         if identities < size // images:
-            most = identities * images
-            remedy = f"set sampler.batch_size to {most} or less" if most else "there is nothing to train on"
+            remedy = f"set sampler.batch_size to {identities * images} or less"
             raise DataError(
                 f"a batch needs {size // images} identities ({size} images, {images} each) but the training set has "
                 f"{identities}: {remedy}"
@@ -151,6 +151,35 @@ def _check(block: Any, labels: np.ndarray) -> None:
             raise DataError(f"a batch needs {size} images but the training set has {len(labels)}: lower sampler.batch_size")
     else:
         raise DataError(f'sampler.name is {block.name!r}: it should be "identity" or "uniform"')
+
+
+def _check_pairs(size: int, images: int, identities: int) -> None:
+    """A batch by identities exists for its pairs: of the same person and of two. Without them a triplet loss is 0 throughout."""
+    alone = "or, where no pictures are compared, sampler.name to uniform"
+    if identities < 2:
+        raise DataError(f"the training set has {identities} identities: there is nobody to tell apart, add pictures of others")
+    if images < 2:
+        raise DataError(
+            "sampler.images_per_identity is 1: a batch has no two pictures of a person to bring together; set it to 2 or more, "
+            f"{alone}"
+        )
+    if size // images < 2:
+        raise DataError(
+            f"sampler.batch_size is {size} with {images} images of each identity: a batch has one person and nobody to tell "
+            f"apart; set it to {2 * images} or more, {alone}"
+        )
+
+
+def notes(block: Any, labels: np.ndarray) -> tuple[str, ...]:
+    """What a user should know of the batches that `make_sampler` will draw, in words; empty if nothing is odd."""
+    counts = np.unique(np.asarray(labels), return_counts=True)[1]
+    singles = int((counts == 1).sum())
+    if block.name != "identity" or not singles:
+        return ()
+    return (
+        f"{singles:,} of {len(counts):,} training identities have a single picture: a batch holds {block.images_per_identity} "
+        "copies of it, and no pair of different pictures to bring together",
+    )
 
 
 def steps_per_epoch(block: Any, labels: np.ndarray, seed: int, epochs: int | range) -> tuple[int, ...]:

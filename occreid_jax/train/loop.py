@@ -51,6 +51,8 @@ class Trainer:
         self.labels = setup.labels
         loop = self.config.loop
         self.plan: Plan = make_plan(self.method.stages(), self.labels, self.config.seed, loop.accumulate, self.devices.count)
+        for note in self.plan.notes:
+            self.reporter.line(f"note: {note}")
         # First of all that touches the folder: opening checkpoints tidies up what a run at work there is writing.
         self.held = distributed.in_lead(lambda: hold(self.workdir))
         if self.held is not None and self.held.note:

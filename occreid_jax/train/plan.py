@@ -8,6 +8,7 @@ from collections.abc import Callable
 import numpy as np
 
 from occreid_jax.data.sampler import make_sampler
+from occreid_jax.data.sampler import notes as sampler_notes
 from occreid_jax.errors import UserError
 from occreid_jax.types import Stage
 
@@ -47,9 +48,10 @@ class Position:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All stages of a run, end to end."""
+    """All stages of a run, end to end. ``notes`` say in words what of the data is left out or repeated."""
 
     stages: tuple[StagePlan, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -69,10 +71,10 @@ def make_plan(stages: tuple[Stage, ...], labels: np.ndarray, seed: int, accumula
     """Counts the steps of every epoch of every stage.
 
     The originals' P x K sampler makes epochs of random length; here every epoch is drawn from (seed, epoch), so all lengths are
-    known now and every schedule can hang on them. Raises `UserError` if a batch does not divide over the devices or an epoch
-    has no batch.
+    known now and every schedule can hang on them. Raises `UserError` if a batch does not divide over the devices, has no pairs
+    to compare, or if an epoch has fewer batches than one update takes (``accumulate``).
     """
-    plans, start, first_epoch = [], 0, 0
+    plans, notes, start, first_epoch = [], [], 0, 0
     for number, stage in enumerate(stages):
         if stage.sampler.batch_size % device_count:
             raise UserError(
@@ -86,10 +88,34 @@ def make_plan(stages: tuple[Stage, ...], labels: np.ndarray, seed: int, accumula
             drawn = sampler(seed, offset + epoch)
             return drawn[: len(drawn) - len(drawn) % accumulate]
 
-        lengths = np.array([len(rows(epoch)) for epoch in range(stage.epochs)])
-        if stage.epochs < 1 or not lengths.all():
-            raise UserError(f"stage '{stage.name}' has no batch to train on; check epochs and the sampler's batch size")
+        drawn = np.array([len(sampler(seed, offset + epoch)) for epoch in range(stage.epochs)])
+        check_epochs(stage, drawn, accumulate)
+        told = (*sampler_notes(stage.sampler, labels), *left_out(drawn, accumulate))
+        notes += [f"stage '{stage.name}': {note}" for note in told]
+        lengths = drawn - drawn % accumulate
         plans.append(StagePlan(number, stage, start, np.cumsum(lengths), rows))
         start += int(lengths.sum())
         first_epoch += stage.epochs
-    return Plan(tuple(plans))
+    return Plan(tuple(plans), tuple(notes))
+
+
+def check_epochs(stage: Stage, drawn: np.ndarray, accumulate: int) -> None:
+    """Raises `UserError` if an epoch, whose batches ``drawn`` counts, has none or fewer than ``accumulate``."""
+    if not len(drawn) or not drawn.all():
+        raise UserError(f"stage '{stage.name}' has no batch to train on; check epochs and the sampler's batch size")
+    if drawn.min() < accumulate:
+        raise UserError(
+            f"stage '{stage.name}': config.loop.accumulate is {accumulate}, but an epoch has only {drawn.min()} batches; lower "
+            "loop.accumulate or the sampler's batch size"
+        )
+
+
+def left_out(drawn: np.ndarray, accumulate: int) -> tuple[str, ...]:
+    """One note if the batches at the end of epochs do not fill an update."""
+    rest = int((drawn % accumulate).sum())
+    if not rest:
+        return ()
+    return (
+        f"{rest:,} of {drawn.sum():,} batches are left out, those at the end of an epoch that do not fill an update of "
+        f"{accumulate} (config.loop.accumulate)",
+    )

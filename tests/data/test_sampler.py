@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 
 from occreid_jax.data import DataError
-from occreid_jax.data.sampler import identity_batches, make_sampler, steps_per_epoch, training_labels, uniform_batches
+from occreid_jax.data.sampler import (
+    identity_batches,
+    make_sampler,
+    notes,
+    steps_per_epoch,
+    training_labels,
+    uniform_batches,
+)
 
 
 def make_labels(seed=0, identities=60, low=1, high=20):
@@ -145,12 +152,38 @@ def test_steps_are_known_beforehand():
         (dict(name="random", batch_size=2), 'should be "identity" or "uniform"'),
         (dict(name="uniform", batch_size=0), "should be 1 or more"),
         (dict(name="uniform", batch_size=2, most=-1), "sampler.most is -1: it should be"),
+        (
+            dict(name="identity", batch_size=4, images_per_identity=1),
+            "sampler.images_per_identity is 1: a batch has no two pictures of a person to bring together; set it to 2 or more, "
+            "or, where no pictures are compared, sampler.name to uniform",
+        ),
+        (
+            dict(name="identity", batch_size=4, images_per_identity=4),
+            "sampler.batch_size is 4 with 4 images of each identity: a batch has one person and nobody to tell apart; set it to "
+            "8 or more, or, where no pictures are compared, sampler.name to uniform",
+        ),
     ],
 )
 def test_settings_that_cannot_be_met(settings, words):
     with pytest.raises(DataError) as error:
         make_sampler(block(**settings), np.repeat(np.arange(3), 2))
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("identities", [0, 1])
+def test_nobody_to_tell_apart(identities):
+    with pytest.raises(DataError, match=f"^the training set has {identities} identities: there is nobody to tell apart, add"):
+        make_sampler(block(name="identity", batch_size=8, images_per_identity=4), np.zeros(5 * identities, int))
+
+
+def test_single_pictures_are_told():
+    by_identity, uniform = block(name="identity", batch_size=8, images_per_identity=4), block(name="uniform", batch_size=2)
+    labels = np.array([0, 0, 1, 2, 2, 3])
+    assert notes(by_identity, np.array([0, 0, 1, 1])) == notes(uniform, labels) == ()
+    assert notes(by_identity, labels) == (
+        "2 of 4 training identities have a single picture: a batch holds 4 copies of it, and no pair of different pictures to "
+        "bring together",
+    )
 
 
 def test_labels_follow_the_identity_numbers():

@@ -423,7 +423,7 @@ SETTINGS = {
     "unknown schedule": (["--config.stages.main.optimizer.schedule.name=step"], "schedule.name", "'step'", "cosine"),
     "unknown sampler": (["--config.stages.main.sampler.name=random"], "sampler.name is 'random'", "identity"),
     "groups that are no pairs": (["--config.stages.main.optimizer.groups=2"], "optimizer.groups", "(path regex, factor)"),
-    "more batches a step than an epoch has": (["--config.loop.accumulate=500"], "stage 'main' has no batch", "batch size"),
+    "more batches a step than an epoch has": (["--config.loop.accumulate=500"], "stage 'main': config.loop.accumulate is 500"),
 }
 
 
