@@ -93,6 +93,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.evaluation = dict(
         every_epochs=0,  # 0: only before the first and after the last epoch
         batch_size=128,
+        camera="auto",  # which vector test pictures get: auto | own | mean | zero | number | dpm | pvpm (occreid_jax/cameras.py)
         flip=False,  # average the features of a picture and of its mirror image
         rerank="",  # "k1,k2,lambda" such as "20,6,0.3": k-reciprocal re-ranking of the distances
         expansion="",  # "k,alpha" such as "5,3": average query expansion of the features

@@ -26,6 +26,7 @@ BEST = flags.DEFINE_bool("best", False, "the checkpoint with the best mAP on the
 FLIP = flags.DEFINE_bool("flip", None, "average the features of each picture and its mirror image")
 RERANK = flags.DEFINE_string("rerank", None, "k-reciprocal re-ranking with k1,k2,lambda, for example 20,6,0.3")
 EXPANSION = flags.DEFINE_string("expansion", None, "average query expansion with k,alpha, for example 5,3")
+CAMERA = flags.DEFINE_string("camera", None, "vectors of test pictures' cameras: auto, own, mean, zero, number, dpm or pvpm")
 METHOD = flags.DEFINE_string("method", None, "settings of config.method for this evaluation, as name=value,name=value")
 DATASET = flags.DEFINE_string("dataset", None, "evaluate on this dataset instead of the run's own")
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the run's data.root)")
@@ -60,8 +61,8 @@ def main() -> None:
         if FLIP.value is not None and FLIP.value != own.flip:
             config.evaluation.flip = FLIP.value
             variants.append("flip" if FLIP.value else "noflip")
-        for name, flag in (("rerank", RERANK), ("expansion", EXPANSION)):
-            if flag.value is not None and flag.value != own[name]:
+        for name, flag in (("rerank", RERANK), ("expansion", EXPANSION), ("camera", CAMERA)):
+            if flag.value is not None and flag.value != own.get(name):
                 config.evaluation[name] = flag.value
                 variants.append("-".join([name, *flag.value.split(",")]))
         if METHOD.value:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from occreid_jax.cameras import CHOICES as CAMERAS
 from occreid_jax.errors import UserError, listed
 
 Range = tuple[str, float, float | None]  # pattern of keys, least, most
@@ -20,6 +21,7 @@ CHOICES = {
     "data.test_filter": ("bicubic", "bilinear"),
     "data.resident": ("auto", "always", "never"),
     "data.camera": ("none", "name"),
+    "evaluation.camera": CAMERAS,
 }
 # Keys that every command reads; a config that lacks one was not built on configs/common.py.
 REQUIRED = (
@@ -74,7 +76,7 @@ def validate(config: ConfigDict) -> None:
     if missing := [path for path in REQUIRED if path not in values and path not in config]:
         raise UserError(f"the config has no {listed(missing)}; a config file must build on base() of configs/common.py")
     for path, choices in CHOICES.items():
-        if values[path] not in choices:
+        if path in values and values[path] not in choices:
             raise UserError(f"config.{path} is '{values[path]}'; it must be one of {', '.join(choices)}")
     for path, value in values.items():
         if isinstance(value, float) and not math.isfinite(value):

@@ -19,7 +19,7 @@ Batch = Mapping[str, Array]
 
 * ``image``  uint8 [B, H, W, 3] as stored in the table; float32 and normalised once a stage's ``augment`` or the method's
   ``transform`` has run,
-* ``camid``  int32 [B], 0-based,
+* ``camid``  int32 [B], the row of the camera embedding, or a negative number where there is none (`occreid_jax.cameras`),
 * ``index``  int32 [B], the row in the table,
 * ``valid``  bool [B], False for rows that only pad the batch.
 
@@ -35,7 +35,8 @@ class Split:
     root: Path
     names: tuple[str, ...]  # file paths relative to root, sorted
     pids: np.ndarray  # int32 [N], identity numbers as the file names give them; 0 is a distractor
-    camids: np.ndarray  # int32 [N], 0-based camera numbers
+    camids: np.ndarray  # int32 [N], 0-based camera numbers: gallery pictures of a query's identity and number do not count
+    cameras: str = ""  # whose cameras they are, such as "market1501"; "": not known, the numbers serve the protocol alone
 
     def __len__(self) -> int:
         return len(self.names)
@@ -59,9 +60,11 @@ class Meta:
     """What a method must know of the data before it can build its parameters."""
 
     identities: int
-    cameras: int
+    cameras: int  # 0 where they are not known: there is no camera embedding then, whatever the config says
     image_size: tuple[int, int]  # height, width in pixels
     images: int  # number of training images
+    camera_numbers: tuple[int, ...] = ()  # 0-based, ascending, one per camera; empty: 0 .. cameras - 1
+    camera_network: str = ""  # `Split.cameras` of the training set; "": not recorded
 
 
 @dataclasses.dataclass(frozen=True)

@@ -48,6 +48,31 @@ def market_root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def gap_root(market_root, tmp_path_factory) -> Path:
+    """`market_root` without the training pictures of camera 2, and gallery pictures of camera 3 named as camera 5's."""
+    root = tmp_path_factory.mktemp("gap")
+    for path in sorted((market_root / "market1501").rglob("*.jpg")):
+        folder = path.parent.name
+        if folder == "bounding_box_train" and "_c2" in path.name:
+            continue
+        name = path.name.replace("_c3", "_c5") if folder == "bounding_box_test" else path.name
+        (root / folder).mkdir(exist_ok=True)
+        (root / folder / name).symlink_to(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def people_root(market_root, tmp_path_factory) -> Path:
+    """The same people as own pictures, one folder per identity, without cameras."""
+    root = tmp_path_factory.mktemp("people")
+    for role, folder in (("train", "bounding_box_train"), ("query", "query"), ("gallery", "bounding_box_test")):
+        for path in sorted((market_root / "market1501" / folder).iterdir()):
+            (root / role / path.name[:4]).mkdir(parents=True, exist_ok=True)
+            (root / role / path.name[:4] / path.name).symlink_to(path)
+    return root
+
+
+@pytest.fixture(scope="session")
 def tiny_config(market_root):
     """A function ``(**changes) -> config``: the baseline with a backbone of one block on `market_root`, trained in seconds.
 

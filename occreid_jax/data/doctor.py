@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from occreid_jax import cameras
 from occreid_jax.data.decode import decode_image, in_order
 from occreid_jax.data.readers.checks import match_counts
 from occreid_jax.data.table import damage
@@ -47,9 +48,8 @@ def _describe(role: str, split: Split) -> list[str]:
     if len(split) == 0:
         return [f"{role}: no images"]
     identities, counts = np.unique(split.pids[split.pids != 0], return_counts=True)
-    cameras, per_camera = np.unique(split.camids, return_counts=True)
     distractors = int((split.pids == 0).sum())
-    line = f"{role}: {len(split):,} images, {len(identities):,} identities, {len(cameras)} cameras"
+    line = f"{role}: {len(split):,} images, {len(identities):,} identities, {cameras.count(split) or 'no'} cameras"
     if distractors:
         line += f"; {distractors:,} of the images are distractors (identity 0)"
     lines = [line]
@@ -57,8 +57,9 @@ def _describe(role: str, split: Split) -> list[str]:
         lines.append(
             f"{role}: images per identity: {counts.min()} at least, {np.median(counts):g} in the middle, {counts.max()} at most"
         )
-    histogram = ", ".join(f"camera {camera + 1}: {count:,}" for camera, count in zip(cameras, per_camera, strict=True))
-    lines.append(f"{role}: {histogram}")
+    if split.cameras:
+        per_camera = zip(*np.unique(split.camids, return_counts=True), strict=True)
+        lines.append(f"{role}: {', '.join(f'camera {camera + 1}: {pictures:,}' for camera, pictures in per_camera)}")
     if role == "train" and (singles := int((counts == 1).sum())):
         lines.append(f"train: {singles:,} identities have a single image, so they give a batch no positive pair but copies")
     return lines

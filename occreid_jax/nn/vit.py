@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from occreid_jax.cameras import ZERO
 from occreid_jax.nn.layers import Block, Deviations, LayerNorm, gelu, trunc_normal
 
 Array = jax.Array
@@ -85,6 +86,16 @@ def on_grid(maps: Array, grid: tuple[int, int]) -> Array:
     "nearest" does; `jax.image.resize` has half-pixel centres (DPM++ sheet, oracle 2)."""
     rows, columns = (np.arange(new) * old // new for new, old in zip(grid, maps.shape[1:], strict=True))
     return maps[:, rows][:, :, columns]
+
+
+def camera_vectors(table: Array, camids: Array) -> Array:
+    """What a camera embedding [C, D] gives pictures that are told ``camids`` int32 [B] (`occreid_jax.cameras`): [B, D].
+
+    0 .. C - 1 are rows of the table, `MEAN` (-1) is their mean and `ZERO` (-2) no vector. Any other number gives NaN, which
+    training and evaluation refuse, where plain indexing would lend the vector of a neighbour.
+    """
+    rows = jnp.concatenate([jnp.zeros_like(table[:1]), table.mean(axis=0, keepdims=True), table])
+    return rows.at[camids - ZERO].get(mode="fill", fill_value=jnp.nan, wrap_negative_indices=False)
 
 
 class PatchEmbed(nn.Module):
@@ -214,16 +225,19 @@ class ViT(nn.Module):
         """Patch tokens -> [cls; extra; patches] + positions (+ camera), normalised if ``pre_norm``, [B, 1 + extra + N, D].
 
         Extra tokens get no position: a learned token plus a learned constant would be the same thing twice.
-        ``camids`` int32 [B], 0-based; a ValueError without them where the encoder has cameras.
+        ``camids`` int32 [B] as `camera_vectors` takes them; a ValueError without them where the encoder has cameras.
         """
         batch = patches.shape[0]
         width = self.size.width
-        expand = lambda token: jnp.broadcast_to(token, (batch, token.shape[1], width)).astype(self.dtype)  # noqa: E731
+
+        def expand(token: Array) -> Array:
+            return jnp.broadcast_to(token, (batch, token.shape[1], width)).astype(self.dtype)
+
         pieces = [expand(self.cls_token), patches.astype(self.dtype)]
         if self.cameras:
             if camids is None:
                 raise ValueError("this encoder has a camera embedding: pass camids")
-            camera = (self.camera_scale * self.camera_embed[camids])[:, None].astype(self.dtype)
+            camera = (self.camera_scale * camera_vectors(self.camera_embed, camids))[:, None].astype(self.dtype)
             if self.camera_tokens == "cls":
                 pieces[0] = pieces[0] + camera
         if self.positions:

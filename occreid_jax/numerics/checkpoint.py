@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from occreid_jax import distributed, methods
+from occreid_jax.cameras import MEAN, of_network
 from occreid_jax.data.decode import decode_image, in_order
 from occreid_jax.errors import UserError, listed
 from occreid_jax.evaluation.embed import embed_split
@@ -117,17 +118,16 @@ def compare_features(config: Any, ported: Ported, stored: TorchFeatures, images:
         raise UserError(f"these weights ({ported.family}) are a part of a model, which alone gives no features to compare")
     if about.cameras and stored.camids is None:
         raise UserError(f"this model has vectors for {about.cameras} cameras; store 'camids' beside the features")
-    if about.cameras and stored.camids.max() >= about.cameras:
-        raise UserError(f"camids go up to {stored.camids.max()}, the model knows cameras 0 to {about.cameras - 1}")
     config.dtype = "float32"
-    meta = Meta(about.identities or 1, max(about.cameras or 1, 1), tuple(config.data.image_size), images=0)
+    meta = Meta(about.identities or 1, about.cameras or 0, tuple(config.data.image_size), images=0)
+    told = np.full(len(images), MEAN, np.int32)
+    if about.cameras:
+        remedy = "store them as the network was given them"
+        told = of_network(meta, embedding=True).by_number(stored.camids, "camids (from 0)", remedy)
     method = methods.create(config, meta)
     params, extra = jax.jit(method.init)(jax.random.key(0))
     params, extra = place_weights(method, params, extra, ported.weights, ported.kind, source=f"the weights ({ported.family})")
-    columns = {
-        "image": images,
-        "camid": np.zeros(len(images), np.int32) if stored.camids is None else stored.camids.astype(np.int32),
-    }
+    columns = {"image": images, "camid": told}
     devices = distributed.devices(1)
     with jax.default_matmul_precision("highest"):
         own = embed_split(method, params, extra, columns, "query", min(32, len(images)), devices, False, task)

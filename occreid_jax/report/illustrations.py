@@ -119,7 +119,7 @@ def source(label: str, setup: Setup, params: Any, extra: Any, rows: np.ndarray, 
                 raise TypeError(f"illustrate: '{name}' is {values.dtype} {values.shape}, neither pictures, matrix nor numbers")
         return [values.astype(jnp.float32) for values in shown.values()]
 
-    batch = {"label": setup.labels[rows], "camid": setup.dataset.train.camids[rows], "index": rows, "valid": valid}
+    batch = {"label": setup.labels[rows], "camid": setup.camids("train")[rows], "index": rows, "valid": valid}
     shape = (len(rows), *setup.meta.image_size)
     abstract = batch | {"image": jax.ShapeDtypeStruct((*shape, 3), np.uint8)}
     abstract |= {"parts": jax.ShapeDtypeStruct(shape, np.uint8)} if truth else {}

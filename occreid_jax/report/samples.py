@@ -74,8 +74,9 @@ def ranked_list(setup: Setup, evaluation: dict[str, np.ndarray], tables: dict[st
 
 
 def identity(split: Split, row: int) -> dict[str, Any]:
-    """Who and where, as file names count them: cameras from 1."""
-    return {"pid": int(split.pids[row]), "camera": int(split.camids[row]) + 1, "name": split.names[row]}
+    """Who and where, as file names count them: cameras from 1; None where they are not known."""
+    camera = int(split.camids[row]) + 1 if split.cameras else None
+    return {"pid": int(split.pids[row]), "camera": camera, "name": split.names[row]}
 
 
 # Augmentation -------------------------------------------------------------------------------------------------------------

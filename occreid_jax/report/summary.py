@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from occreid_jax import cameras
 from occreid_jax import config as configuration
 from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import parameters_hash
@@ -67,7 +68,7 @@ def facts(workdir: Path, setup: Setup, results: Mapping[str, Any]) -> dict[str, 
     splits = []
     for role in ("train", "query", "gallery"):
         split = getattr(dataset, role)
-        sizes = len(split), len(np.unique(split.pids)), len(np.unique(split.camids))
+        sizes = len(split), len(np.unique(split.pids)), cameras.count(split)
         splits.append((role, *(f"{size:,}" for size in sizes)))
     evaluated = datetime.fromtimestamp((workdir / "results.json").stat().st_mtime, UTC)
     return {

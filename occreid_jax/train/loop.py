@@ -255,7 +255,7 @@ class Trainer:
             extra=current.extra,
             rng=jax.random.fold_in(current.rng, int(current.step)),
             labels=self.labels,
-            camids=self.setup.dataset.train.camids,
+            camids=self.setup.camids("train"),
             pass_=pass_,
         )
         extra = self.method.prepare(plan.stage, epoch, context)

@@ -11,8 +11,8 @@ import jax
 import ml_collections
 import numpy as np
 
+from occreid_jax import cameras, distributed, methods
 from occreid_jax import config as configuration
-from occreid_jax import distributed, methods
 from occreid_jax.data import occluders, readers, sampler
 from occreid_jax.data import table as tables
 from occreid_jax.data.captions import read_captions
@@ -20,7 +20,7 @@ from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.files import at_home, read_json, write_json
 from occreid_jax.train.log import Reporter
-from occreid_jax.types import Dataset, Meta, Method
+from occreid_jax.types import Dataset, Meta, Method, Split
 from occreid_jax.vocabulary import tiny_vocabulary
 
 TABLES = ("image", "parts", "caption")  # what can be read from files per picture
@@ -41,6 +41,7 @@ class Setup:
     method: Method
     opened: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
     library: occluders.Library | None = None
+    cameras: cameras.Cameras = cameras.Cameras()  # what the network is told of every picture's camera
 
     @property
     def cache(self) -> Path:
@@ -51,12 +52,16 @@ class Setup:
         """Training labels int32 [N]: identities numbered in ascending order."""
         return sampler.training_labels(self.dataset.train.pids)
 
+    def camids(self, role: str) -> np.ndarray:
+        """What the network is told of the camera of every picture of a split, int32 [N], see `occreid_jax.cameras`."""
+        return self.cameras.rows(getattr(self.dataset, role), role)
+
     def columns(self, role: str, inputs: tuple[str, ...], resize_filter: str) -> dict[str, np.ndarray]:
-        """The tables of one split that ``inputs`` names, and its camera numbers: name -> array [N, ...].
+        """The tables of one split that ``inputs`` names, and `camids`: name -> array [N, ...].
 
         Names that are no table of pictures are left out: `Method.prepare` may provide them under ``extra["tables"]``.
         """
-        columns = {"camid": getattr(self.dataset, role).camids}
+        columns = {"camid": self.camids(role)}
         for name in inputs:
             if name in TABLES:
                 key = (role, name, resize_filter if name == "image" else "")
@@ -181,22 +186,40 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
         # With a made-up dataset first: a wrong name of a method or a backbone is told before anything is read or rendered.
         methods.create(config, Meta(identities=2, cameras=2, image_size=tuple(config.data.image_size), images=2))
     dataset = open_dataset(config, reporter)
+    meta = meta or training_meta(dataset.train, config)
+    told, dataset = tell_cameras(config, dataset, meta)
     for note in dataset.notes:
         reporter.line(f"note: {note}")
-    if meta is not None and config.method.get("camera"):
-        cameras = 1 + max(int(split.camids.max()) for split in (dataset.query, dataset.gallery))
-        if cameras > meta.cameras:
-            raise UserError(
-                f"{dataset.protocol} has cameras up to number {cameras}, the model was trained with {meta.cameras} and has no "
-                "vector for the others; evaluate a model without camera embedding"
-            )
-    meta = meta or Meta(
-        identities=len(np.unique(dataset.train.pids)),
-        cameras=int(dataset.train.camids.max()) + 1,
+    return Setup(config, reporter, devices, dataset, meta, methods.create(config, meta), cameras=told)
+
+
+def training_meta(train: Split, config) -> Meta:
+    """What a method must know of a training set."""
+    numbers, network = cameras.training_cameras(train)
+    return Meta(
+        identities=len(np.unique(train.pids)),
+        cameras=len(numbers),
         image_size=tuple(config.data.image_size),
-        images=len(dataset.train),
+        images=len(train),
+        camera_numbers=numbers,
+        camera_network=network,
     )
-    return Setup(config, reporter, devices, dataset, meta, methods.create(config, meta))
+
+
+def tell_cameras(config, dataset: Dataset, meta: Meta) -> tuple[cameras.Cameras, Dataset]:
+    """What the network of ``config``, trained on ``meta``, is told of cameras; ``dataset`` with that in its protocol and notes.
+
+    Raises `UserError` if ``config.evaluation.camera`` asks for a camera that the network has no vector for.
+    """
+    embedding = bool(config.method.get("camera"))
+    told = cameras.of_network(meta, embedding, config.evaluation.get("camera", "auto"))
+    for role, split in cameras.tested(dataset):
+        told.rows(split, role)  # what is wrong is told before anything is read
+    notes = told.notes(dataset)
+    if embedding and not told.numbers:
+        notes = ("the training set has no cameras, so the method's camera embedding is off (config.method.camera)",)
+    protocol = dataset.protocol + told.suffix(dataset)
+    return told, dataclasses.replace(dataset, protocol=protocol, notes=(*dataset.notes, *notes))
 
 
 def banner(setup: Setup, workdir: Path) -> Iterator[str]:
@@ -206,8 +229,8 @@ def banner(setup: Setup, workdir: Path) -> Iterator[str]:
     yield f"{config.method.name} on the {where} {dataset.protocol}, seed {config.seed}; run folder {workdir}"
     for role in ("train", "query", "gallery"):
         split = getattr(dataset, role)
-        identities, cameras = len(np.unique(split.pids)), len(np.unique(split.camids))
-        yield f"  {role:8s}{len(split):7,d} images  {identities:6,d} identities  {cameras} cameras"
+        identities = len(np.unique(split.pids))
+        yield f"  {role:8s}{len(split):7,d} images  {identities:6,d} identities  {cameras.count(split) or 'no'} cameras"
     device = jax.devices()[0]
     process = f", process {jax.process_index() + 1} of {jax.process_count()}" if jax.process_count() > 1 else ""
     yield f"  {setup.devices.count} x {device.device_kind}, {np.dtype(setup.method.dtype).name} products{process}"
@@ -255,6 +278,8 @@ def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
     path = Path(workdir) / "config.json"
     if path.exists() and not differences(workdir, config):
         old, new = dataclasses.asdict(read_meta(workdir)), dataclasses.asdict(meta)
+        if not old["camera_network"]:  # cameras were not recorded as they are now, or there were none
+            old, new = ({key: value for key, value in each.items() if "camera" not in key} for each in (old, new))
         if changes := configuration.differences(old, new):
             raise UserError(
                 f"{workdir} holds a run on another training set ({'; '.join(changes)}); choose another --workdir or give the old "
@@ -275,6 +300,7 @@ def read_meta(workdir: Path) -> Meta:
     path = Path(workdir) / "meta.json"
     values = read_json(path)
     try:
-        return Meta(**{**values, "image_size": tuple(values["image_size"])})
+        numbers = tuple(values.get("camera_numbers", range(values["cameras"])))  # older runs counted cameras from the first
+        return Meta(**{**values, "image_size": tuple(values["image_size"]), "camera_numbers": numbers})
     except (TypeError, KeyError) as error:
         raise UserError(f"{path}: not what a run writes ({error}); copy the whole run folder again, or train anew") from error

@@ -141,6 +141,7 @@ def test_folder_per_identity(folder_tree):
     assert dataset.train.pids.tolist() == [2, 2, 4, 4]
     assert dataset.query.pids.tolist() == [3, 3] and dataset.gallery.pids.tolist() == [1, 1, 3, 3]
     assert set(dataset.query.camids) == {0} and set(dataset.gallery.camids) == {1}
+    assert dataset.train.cameras == dataset.query.cameras == dataset.gallery.cameras == ""
     assert dataset.protocol == "folder/no-cameras@1"
     assert "query: ignored 1 identity folders without a picture, 1 pictures outside an identity folder" in dataset.notes
 
@@ -148,8 +149,8 @@ def test_folder_per_identity(folder_tree):
 def test_folder_with_cameras_in_the_names(folder_tree, write_picture):
     dataset = open_dataset("folder", folder_tree, camera="name")
     assert dataset.protocol == "folder/cameras-by-name@1"
-    assert dataset.query.camids.tolist() == [0, 2]  # cameras 10, 11, 20, 21 -> 0, 1, 2, 3
-    assert dataset.gallery.camids.tolist() == [1, 3, 1, 3]
+    assert dataset.query.camids.tolist() == [9, 19] and dataset.gallery.camids.tolist() == [10, 20, 10, 20]
+    assert dataset.train.cameras == dataset.query.cameras == dataset.gallery.cameras == "folder"
     write_picture(folder_tree / "gallery" / "17" / "plain.jpg")
     with pytest.raises(DataError) as error:
         open_dataset("folder", folder_tree, camera="name")
@@ -276,12 +277,13 @@ def occluded_reid_tree(market_tree, write_picture, tmp_path):
 def test_occluded_reid(occluded_reid_tree, place, market, ending):
     root = occluded_reid_tree(place, market, ending)
     dataset = open_dataset("occluded_reid", root)
-    assert (dataset.name, dataset.protocol) == ("occluded_reid", "occluded_reid/all200-market1501-cameras-1-3@1")
+    assert (dataset.name, dataset.protocol) == ("occluded_reid", "occluded_reid/all200-market1501@1")
     assert dataset.train.root == root / market and dataset.query.root == dataset.gallery.root == root / place
     assert dataset.train.names == open_dataset("market1501", root).train.names
     assert dataset.train.pids.tolist() == [10_002, 10_002, 10_007, 10_007, 10_011, 10_011]
     assert dataset.query.names[0] == f"occluded_body_images/002/002_01{ending}"
-    for split, camid in ((dataset.query, 0), (dataset.gallery, 2)):
+    assert (dataset.train.cameras, dataset.query.cameras, dataset.gallery.cameras) == ("market1501", "", "")
+    for split, camid in ((dataset.query, 0), (dataset.gallery, 1)):
         assert split.pids.tolist() == [2, 2, 11, 11] and split.camids.tolist() == [camid] * 4
         assert split.pids.dtype == split.camids.dtype == np.int32 and list(split.names) == sorted(split.names)
     assert match_counts(dataset.query, dataset.gallery)[0].tolist() == [2, 2, 2, 2]
@@ -305,7 +307,7 @@ def test_occluded_reid_notes(occluded_reid_tree, write_picture):
     notes = open_dataset("occluded_reid", root).notes
     ignored = "2 hidden or system entries, 1 identity folders without a picture, 1 pictures outside an identity folder"
     assert f"whole_body_images: ignored {ignored}" in notes
-    assert any("queries count as camera 1 and gallery pictures as camera 3" in note for note in notes)
+    assert any(note == "cameras of query and gallery are not known: every gallery picture counts" for note in notes)
     for counts in ("train: 6 images of 3", "query: 4 images of 2", "gallery: 4 images of 2"):
         assert any(note.startswith(f"{counts} identities; the published set has") for note in notes)
     assert sum("1,000 of 200" in note for note in notes) == 2

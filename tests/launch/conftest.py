@@ -80,12 +80,12 @@ def launch(tmp_path_factory):
 def tiny(market_root):
     """Arguments of a training that takes seconds: two epochs, a micro backbone, pictures of 32x16."""
 
-    def arguments(*more: str, config: str = "", argument: str = "") -> list[str]:
+    def arguments(*more: str, config: str = "", argument: str = "", root: str | Path = "", size: str = "32,16") -> list[str]:
         config = config or f"{ROOT / 'configs' / 'baseline.py'}:dataset=market1501,backbone=micro,stride=16{argument}"
         return [
             f"--config={config}",
-            f"--config.data.root={market_root}",
-            "--config.data.image_size=32,16",
+            f"--config.data.root={root or market_root}",
+            f"--config.data.image_size={size}",
             "--config.stages.main.epochs=2",
             "--config.stages.main.sampler.batch_size=16",
             "--config.mesh.devices=1",

@@ -101,7 +101,7 @@ def test_a_wrong_setting_shows(case):
     [
         ({"names": None}, "has no names; save one with numpy.savez"),
         ({"camids": None}, "vectors for 3 cameras; store 'camids'"),
-        ({"camids": np.full(COUNT, 3)}, "camids go up to 3, the model knows cameras 0 to 2"),
+        ({"camids": np.full(COUNT, 3)}, r"no vector for camera 4 \(with cameras 1 to 3\); store them"),
         ({"camids": np.zeros(2, int)}, "camids must be 5 whole numbers"),
         ({"features": np.zeros((COUNT, 4), np.float32)}, "have 4 dimensions, this method's 160"),
         ({"features": np.zeros((3, 4), np.float32)}, r"features \(3, 4\) and names \(5,\)"),

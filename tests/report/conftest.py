@@ -84,7 +84,7 @@ def write_split(root: Path, role: str, count: int) -> Split:
         path.parent.mkdir(parents=True, exist_ok=True)
         pixels = np.random.default_rng([row, count]).integers(0, 256, (8, 4, 3), dtype=np.uint8)
         Image.fromarray(pixels).resize((WIDTH, HEIGHT)).save(path)
-    return Split(root, names, pids, camids)
+    return Split(root, names, pids, camids, "example")
 
 
 def write_truth(root: Path, names: tuple[str, ...]) -> Path:

@@ -18,8 +18,11 @@ def match_counts(query: Split, gallery: Split) -> tuple[np.ndarray, np.ndarray]:
       protocol; the second kind is left out of that query's ranking.
     """
     everywhere = _occurrences(query.pids.astype(np.int64), gallery.pids.astype(np.int64))
-    stride = 1 + int(max(query.camids.max(initial=0), gallery.camids.max(initial=0)))
-    both = [split.pids.astype(np.int64) * stride + split.camids for split in (query, gallery)]
+    cameras, places = np.unique(np.concatenate([query.camids, gallery.camids]), return_inverse=True)
+    places = places[: len(query)], places[len(query) :]
+    both = [
+        split.pids.astype(np.int64) * len(cameras) + place for split, place in zip((query, gallery), places, strict=True)
+    ]
     same_camera = _occurrences(*both)
     return everywhere - same_camera, same_camera
 

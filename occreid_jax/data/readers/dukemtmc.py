@@ -20,6 +20,7 @@ NOTICE = "DukeMTMC was withdrawn by its authors in 2019 and cannot be downloaded
 # TransReID has DukeMTMC-reID/, torchreid dukemtmc-reid/DukeMTMC-reID/, CLIP-ReID dukemtmcreid/DukeMTMC-reID/.
 _PARENTS = ("dukemtmc", "dukemtmc-reid", "dukemtmcreid", "DukeMTMC-reID")
 _PLACES = ("", *_PARENTS, *(f"{parent}/DukeMTMC-reID" for parent in _PARENTS))
+CAMERAS = "dukemtmc"  # of all sets that are made of its pictures
 _PUBLISHED = {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661, 1_110)}
 _NAME = re.compile(r"([0-9]{1,9})_c([1-8])_f[0-9]")
 
@@ -53,7 +54,7 @@ def read_duke_layout(
         f"or a folder {folder}/ with these"
     )
     naming = Naming(parse_name, "<identity from 1>_c<camera from 1 to 8>_f<frame>", tree)
-    dataset = read_market_layout(find_root(root, places), name, f"{name}/std@1", naming=naming)
+    dataset = read_market_layout(find_root(root, places), name, f"{name}/std@1", CAMERAS, naming=naming)
     return dataclasses.replace(dataset, notes=(NOTICE, *dataset.notes, *count_notes(dataset, published)))
 
 

@@ -25,7 +25,7 @@ from occreid_jax.types import Dataset, Split
 
 TREE = "train/, query/ and gallery/, each with one folder per identity that holds its pictures"
 ROLES = ("train", "query", "gallery")
-_CAMERA = re.compile(r"_c(\d+)")
+_CAMERA = re.compile(r"_c(\d{1,9})(?!\d)")
 
 
 def read(root: Path, camera: str = "none") -> Dataset:
@@ -34,8 +34,8 @@ def read(root: Path, camera: str = "none") -> Dataset:
     Args:
       root: holds train/, query/ and gallery/.
       camera: ``"none"``: there are no camera labels. Train and query pictures get camera 0 and gallery pictures camera 1, so
-        that evaluation leaves no gallery picture out. ``"name"``: the number after ``_c`` in the file name; the numbers that
-        occur are sorted and counted from 0.
+        that evaluation leaves no gallery picture out; these numbers never reach a network. ``"name"``: the number after ``_c`` in
+        the file name, less 1, so that a camera has the same number in every tree that names it so.
 
     Raises:
       DataError: a folder is missing, a split is empty, a name has no camera, or no query could be matched.
@@ -58,15 +58,14 @@ def read(root: Path, camera: str = "none") -> Dataset:
 
     identities = sorted({_identity(name) for role in ROLES for name in names[role]})
     numbers = {identity: number for number, identity in enumerate(identities, start=1)}
-    camids = _cameras_by_name(root, names) if camera == "name" else {
+    cameras = "folder" if camera == "name" else ""
+    camids = _cameras_by_name(root, names) if cameras else {
         role: np.full(len(names[role]), int(role == "gallery"), np.int32) for role in ROLES
     }
     if camera == "none":
         notes.append("cameras are not known: every gallery picture counts, also one taken by the query's own camera")
-    splits = {
-        role: Split(root, tuple(names[role]), np.array([numbers[_identity(n)] for n in names[role]], np.int32), camids[role])
-        for role in ROLES
-    }
+    pids = {role: np.array([numbers[_identity(name)] for name in names[role]], np.int32) for role in ROLES}
+    splits = {role: Split(root, tuple(names[role]), pids[role], camids[role], cameras) for role in ROLES}
     protocol = "folder/cameras-by-name@1" if camera == "name" else "folder/no-cameras@1"
     return check_dataset(Dataset("folder", protocol, **splits, notes=tuple(notes)))
 
@@ -76,7 +75,7 @@ def _identity(name: str) -> str:
 
 
 def _cameras_by_name(root: Path, names: dict[str, list[str]]) -> dict[str, np.ndarray]:
-    """0-based cameras int32 [N] per split, numbered over all splits together."""
+    """Cameras int32 [N] per split: the number in the name less 1, as names count from 1; -1 where they count from 0."""
     found: dict[str, list[int]] = {}
     strangers = []
     for role, files in names.items():
@@ -92,5 +91,4 @@ def _cameras_by_name(root: Path, names: dict[str, list[str]]) -> dict[str, np.nd
             f"{root}: {len(strangers):,} pictures have no camera such as _c3 in their name: {listed(strangers)}; "
             'rename them or use camera="none"'
         )
-    order = {number: camid for camid, number in enumerate(sorted({n for numbers in found.values() for n in numbers}))}
-    return {role: np.array([order[number] for number in numbers], np.int32) for role, numbers in found.items()}
+    return {role: np.array(numbers, np.int32) - 1 for role, numbers in found.items()}

@@ -27,6 +27,7 @@ from occreid_jax.types import Dataset, Split
 FOLDERS = {"train": "bounding_box_train", "query": "query", "gallery": "bounding_box_test"}
 TREE = "bounding_box_train/, query/ and bounding_box_test/ with names like 0001_c1s1_000151_01.jpg"
 PLACES = ("", "market1501", "Market-1501-v15.09.15", "market1501/Market-1501-v15.09.15")
+CAMERAS = "market1501"  # whose cameras the numbers in the names are
 PUBLISHED = {"train": (12_936, 751), "query": (3_368, 750), "gallery": (15_913, 751)}
 
 # The camera may have several digits, and only the base name is searched: a root such as exp_10_c2/ would match as well.
@@ -40,7 +41,7 @@ def read(root: Path) -> Dataset:
     Raises:
       DataError: see `read_market_layout`.
     """
-    dataset = read_market_layout(find_root(root), name="market1501", protocol="market1501/std@1")
+    dataset = read_market_layout(find_root(root), name="market1501", protocol="market1501/std@1", cameras=CAMERAS)
     return dataclasses.replace(dataset, notes=(*dataset.notes, *count_notes(dataset, PUBLISHED)))
 
 
@@ -74,13 +75,16 @@ class Naming(NamedTuple):
 MARKET = Naming(parse_name, "<identity>_c<camera from 1>...", TREE)
 
 
-def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None = None, naming: Naming = MARKET) -> Dataset:
+def read_market_layout(
+    root: Path, name: str, protocol: str, cameras: str, truth: Path | None = None, naming: Naming = MARKET
+) -> Dataset:
     """Reads a tree of Market-1501's shape.
 
     Args:
       root: the folder that holds bounding_box_train/, query/ and bounding_box_test/.
       name: the data set's name.
       protocol: what stands beside every result.
+      cameras: whose cameras the numbers in the names are, see `Split.cameras`.
       truth: folder of ground truth, if any.
       naming: how the pictures are named.
 
@@ -89,11 +93,13 @@ def read_market_layout(root: Path, name: str, protocol: str, truth: Path | None 
         be matched.
     """
     require_folders(root, tuple(FOLDERS.values()), naming.tree)
-    splits, notes = read_splits(root, tuple(FOLDERS), naming)
+    splits, notes = read_splits(root, tuple(FOLDERS), cameras, naming)
     return check_dataset(Dataset(name, protocol, **splits, truth=truth, notes=notes))
 
 
-def read_splits(root: Path, roles: Sequence[str], naming: Naming = MARKET) -> tuple[dict[str, Split], tuple[str, ...]]:
+def read_splits(
+    root: Path, roles: Sequence[str], cameras: str, naming: Naming = MARKET
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     """The splits of ``roles`` (keys of `FOLDERS`) and notes on what was left out.
 
     Raises:
@@ -121,7 +127,7 @@ def read_splits(root: Path, roles: Sequence[str], naming: Naming = MARKET) -> tu
                 pids.append(pid)
                 camids.append(camid)
         notes += skipped_notes(folder, skipped)
-        splits[role] = Split(root, tuple(names), np.array(pids, np.int32), np.array(camids, np.int32))
+        splits[role] = Split(root, tuple(names), np.array(pids, np.int32), np.array(camids, np.int32), cameras)
     if strangers:
         raise DataError(
             f"{root}: {len(strangers):,} pictures are not named {naming.pattern}: {listed(strangers)}; "

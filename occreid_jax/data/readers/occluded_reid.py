@@ -6,13 +6,15 @@
     root/Occluded_REID/whole_body_images/001/001_01.tif         the same identities, 5 pictures each: the gallery
     root/market1501/bounding_box_train/                         the training set, wherever the Market-1501 reader finds it
 
-The protocol's name ``occluded_reid/all200-market1501-cameras-1-3@1`` says what may differ between papers:
+The protocol's name ``occluded_reid/all200-market1501@1`` says what may differ between papers:
 
 * all200: all 200 identities are tested; an older protocol draws 100 of them,
-* market1501: the training set is Market-1501's,
-* cameras-1-3: the set has no camera labels. Queries get camera 1 and gallery pictures camera 3, as in the official code of DPM
-  (``Rename.py``), so that no gallery picture is left out, and a model with a vector per camera takes Market-1501's vectors 1
-  and 3. Other numbers change the features of such a model, and so its score.
+* market1501: the training set is Market-1501's.
+
+The set has no camera labels: queries and gallery pictures get two made-up numbers, so that the protocol leaves no gallery picture
+out. They never reach a network. What a model with a vector per camera is told instead is ``config.evaluation.camera``; it changes
+such a model's score, and the protocol's name ends in it. ``dpm`` is what the official code of DPM does (``Rename.py``): queries
+take the vector of Market-1501's camera 1, gallery pictures that of camera 3.
 """
 
 from __future__ import annotations
@@ -26,12 +28,12 @@ import numpy as np
 
 from occreid_jax.data.readers.checks import check_dataset, count_notes
 from occreid_jax.data.readers.files import list_folders, list_pictures, require_folders, skipped_notes
-from occreid_jax.data.readers.market1501 import FOLDERS, PUBLISHED, find_root, read_splits
+from occreid_jax.data.readers.market1501 import CAMERAS, FOLDERS, PUBLISHED, find_root, read_splits
 from occreid_jax.errors import DataError, listed
 from occreid_jax.types import Dataset, Split
 
 HALVES = {"query": "occluded_body_images", "gallery": "whole_body_images"}
-CAMIDS = {"query": 0, "gallery": 2}
+CAMIDS = {"query": 0, "gallery": 1}  # made up
 # Market-1501 and this set both number people from 1. Added to the training identities, so that different people have different
 # numbers; the tested identities keep the numbers of their folders.
 TRAINING_OFFSET = 10_000
@@ -61,7 +63,7 @@ def read(root: Path) -> Dataset:
     market = find_root(root)
     require_folders(market, (FOLDERS["train"],), _TRAINING_TREE)
 
-    splits, notes = read_splits(market, ("train",))
+    splits, notes = read_splits(market, ("train",), CAMERAS)
     splits["train"] = dataclasses.replace(splits["train"], pids=splits["train"].pids + np.int32(TRAINING_OFFSET))
     strangers: list[str] = []
     for role in HALVES:
@@ -72,8 +74,8 @@ def read(root: Path) -> Dataset:
             f"{test}: {len(strangers):,} entries give no identity: {listed(strangers)}; rename or remove them: folders are named "
             "by a number from 1, pictures begin with the same number (001/001_01.tif)"
         )
-    notes += ("cameras are not known: queries count as camera 1 and gallery pictures as camera 3, so none is left out",)
-    dataset = check_dataset(Dataset("occluded_reid", "occluded_reid/all200-market1501-cameras-1-3@1", **splits, notes=notes))
+    notes += ("cameras of query and gallery are not known: every gallery picture counts",)
+    dataset = check_dataset(Dataset("occluded_reid", "occluded_reid/all200-market1501@1", **splits, notes=notes))
     return dataclasses.replace(dataset, notes=(*notes, *count_notes(dataset, _PUBLISHED)))
 
 

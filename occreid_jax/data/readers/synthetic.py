@@ -46,7 +46,13 @@ def read(root: Path) -> Dataset:
     # Other people are drawn from another seed, so results do not compare; the usual seed, 0, is not spelled out.
     seed = f"-seed{facts['seed']}" if facts["seed"] else ""
     name = f"synthetic-{facts['size']}-{facts['split']}{seed}"
-    dataset = read_market_layout(root, name=name, protocol=f"{name}/std@{facts['version']}", truth=root / "truth")
+    # The seed draws the cameras, the same for every size and split but "pretrain", which has others, and two networks of them.
+    of_their_own = "-pretrain" if facts["size"] == "pretrain" else ""
+    cameras = f"synthetic{of_their_own}{seed}"
+    dataset = read_market_layout(root, name, f"{name}/std@{facts['version']}", cameras, truth=root / "truth")
+    if of_their_own:
+        tested = {role: dataclasses.replace(getattr(dataset, role), cameras=f"{cameras}-test") for role in ("query", "gallery")}
+        dataset = dataclasses.replace(dataset, **tested)
     return dataclasses.replace(dataset, notes=(f"rendered pictures, no real people; seed {facts['seed']}", *dataset.notes))
 
 
