@@ -132,14 +132,14 @@ def test_vectors_of_rows_mean_and_zero():
 # Features of pictures -----------------------------------------------------------------------------------------------------
 
 
-MICRO = {"backbone": "micro", "network": "micro", "patch": 16, "stride": 16}
+MICRO = {"backbone": "micro", "patch": 16, "stride": 16}
 
 
 def config_of(name, dataset, root, **evaluation):
     """The config of a method with its camera embedding on and a micro network, on pictures of 64x32."""
     config = importlib.import_module(f"configs.{name}").get_config(f"dataset={dataset}")
     config.method.update({key: value for key, value in MICRO.items() if key in config.method})
-    if config.method.get("text") and "backbone" in config.method:
+    if config.method.get("text") and name != "clip_reid":
         config.method.backbone = "clip_micro"  # texts need a CLIP
     config.method.update(camera=True, camera_scale=3.0)
     config.data.root, config.data.image_size, config.mesh.devices = str(root), (64, 32), 1
