@@ -24,6 +24,23 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # configs
 
 
+# Files whose slow tests share nothing: each may run on its own, so that no process waits for the other at the end.
+LOOSE = ("test_numerics.py", "test_full_size.py")
+SLOW_LIMIT = 1200  # seconds for one slow test, on cores that do other work too
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """Keeps the tests of a file in one process, which shares programs and runs, and begins with what takes longest."""
+    for item in items:
+        slow = item.get_closest_marker("slow") is not None
+        alone = slow and item.path.name in LOOSE
+        item.add_marker(pytest.mark.xdist_group(item.nodeid if alone else item.path.name))
+        if slow and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # stable: files keep their order
+
+
 @pytest.fixture(scope="session")
 def market_root(tmp_path_factory) -> Path:
     """A tiny set in Market-1501 layout: 16 training and 8 test identities, 3 cameras, noisy two-by-four colour patterns."""
