@@ -156,11 +156,12 @@ def main() -> None:
             reporter.line(line)
         return
     cache = Path(CACHE.value or Path(ROOT.value) / ".tables")
+    bits = table.bits(dataset, cache)
     for role, filters in (("train", ("bicubic", "bilinear")), ("query", ("bilinear",)), ("gallery", ("bilinear",))):
         for resize_filter in filters:
             split = getattr(dataset, role)
             with reporter.task(f"{role}, {resize_filter}", len(split)) as task:
-                built = table.build_table(split, (HEIGHT.value, WIDTH.value), resize_filter, cache, task)
+                built = table.build_table(split, (HEIGHT.value, WIDTH.value), resize_filter, cache, task, bits)
             reporter.line(f"{role}, {resize_filter}: {len(built):,} pictures, {built.images.nbytes / 1e9:.2f} GB in {built.path}")
 
 

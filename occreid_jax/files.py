@@ -130,9 +130,17 @@ def remedy(error: OSError) -> str:
         return "it is a link that leads back to itself: remove the link, or name what it should lead to"
     if error.errno == errno.ENAMETOOLONG:
         return "give it a shorter name"
-    if error.errno in FORBIDDEN and error.filename and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK):
+    if error.errno in FORBIDDEN and error.filename and not readable(Path(os.fsdecode(error.filename))):
         return "give yourself permission to read it, or name another place"
     return "choose a folder that can be written"
+
+
+def readable(path: Path) -> bool:
+    """Whether what exists of a path, itself or the folder nearest to it, may be read and entered."""
+    path = path.absolute()
+    while not os.path.lexists(path) and path != path.parent:
+        path = path.parent
+    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
 
 
 def write_json(path: Path, value: Any) -> None:

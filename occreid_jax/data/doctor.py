@@ -11,7 +11,8 @@ import numpy as np
 from occreid_jax import cameras
 from occreid_jax.data.decode import decode_image, in_order
 from occreid_jax.data.readers.checks import match_counts
-from occreid_jax.data.table import damage
+from occreid_jax.data.readers.files import LEFT_OUT
+from occreid_jax.data.table import bits, damage
 from occreid_jax.errors import listed
 from occreid_jax.types import Dataset, Split
 
@@ -38,7 +39,9 @@ def examine(dataset: Dataset, cache: Path | None = None, decode: bool = True) ->
     if decode:
         for role in _ROLES:
             lines += _images(role, getattr(dataset, role))
-    lines += [f"note: {note}" for note in dataset.notes]
+        if any("16-bit" in line for line in lines):
+            lines.append(f"16-bit images: the largest value of the set has {bits(dataset)} bits, of which the upper 8 are kept")
+    lines += [f"{'problem' if LEFT_OUT in note else 'note'}: {note}" for note in dataset.notes]
     if cache is not None:
         lines += examine_cache(cache)
     return lines

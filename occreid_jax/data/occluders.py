@@ -26,7 +26,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from occreid_jax.data.decode import decode_image
-from occreid_jax.data.readers.files import EXTENSIONS
+from occreid_jax.data.formats import has_suffix
 from occreid_jax.errors import DataError, UserError
 from occreid_jax.files import read_json, remedy, write_json
 
@@ -308,7 +308,7 @@ def sam(model: Path, points_per_batch: int = 64) -> Callable[[Image.Image], list
 
 def pictures_below(folder: Path, progress: Progress) -> Iterator[Path]:
     """Picture files below a folder in the order of their names. Raises `DataError` if there are none."""
-    paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in EXTENSIONS | {".webp"} and path.is_file())
+    paths = sorted(path for path in Path(folder).rglob("*") if has_suffix(path.name) and path.is_file())
     if not paths:
         raise DataError(f"{folder}: no pictures there; name a folder that holds some")
     for done, path in enumerate(paths, start=1):

@@ -26,13 +26,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL
 
-from occreid_jax.data.decode import RESIZE_FILTERS, Decoded, decode_image, decode_parts, in_order
-from occreid_jax.errors import DataError, listed
+from occreid_jax.data.decode import RESIZE_FILTERS, Decoded, decode_image, decode_parts, in_order, used_bits
+from occreid_jax.errors import DataError, UserError, listed
+from occreid_jax.files import write_text
 
 if TYPE_CHECKING:
     from occreid_jax.types import Dataset, Split
 
-TABLE_FORMAT = 1
+TABLE_FORMAT = 2  # goes up when the same files give other pixels
 _STALE_SECONDS = 3600.0  # a temporary folder that nobody wrote to for this long was left by a killed process
 Progress = Callable[[int, int], None]  # (images done, images in all)
 
@@ -59,6 +60,7 @@ def build_table(
     resize_filter: str,
     cache: Path | str,
     progress: Progress | None = None,
+    bits: int = 16,
 ) -> Table:
     """Decodes and resizes every image of a split, or opens the table if that was done before.
 
@@ -70,6 +72,7 @@ def build_table(
       resize_filter: ``"bicubic"`` (the originals train on it) or ``"bilinear"`` (they test on it).
       cache: folder for tables; may be shared by any number of data sets. Needs H * W * 3 bytes an image.
       progress: called with (done, in all) while images are decoded.
+      bits: of 16-bit files, see `bits`; the same for every split of a set.
 
     Raises:
       DataError: files that cannot be used (all of them named at once; nothing is kept), a folder that cannot be written, or a
@@ -78,9 +81,38 @@ def build_table(
     if resize_filter not in RESIZE_FILTERS:
         raise DataError(f"resize filter {resize_filter!r}: it should be one of {', '.join(RESIZE_FILTERS)}")
     height, width = image_size
-    decode = functools.partial(decode_image, image_size=(height, width), resize_filter=resize_filter)
+    decode = functools.partial(decode_image, image_size=(height, width), resize_filter=resize_filter, bits=bits)
     paths = [split.root / name for name in split.names]
-    return _build(split, paths, (height, width, 3), resize_filter, decode, Path(cache), progress)
+    # The key tells how many bits were used, where it is not all of them.
+    words = resize_filter if bits == 16 else f"{resize_filter}, {bits} bits"
+    return _build(split, paths, (height, width, 3), words, decode, Path(cache), progress)
+
+
+def bits(dataset: Dataset, cache: Path | str | None = None) -> int:
+    """How many bits of the 16-bit files of a set are used, 8 to 16: as many as the largest value in any of its splits has.
+
+    Infrared cameras write 10 or 12 bits into 16: without the rule two or four grey levels would be left of a person. It holds
+    for the whole set, so that equal values stay equal grey in training, query and gallery. 16 for a set without such files.
+    With ``cache`` the answer is remembered there, under the names, sizes and times of the files.
+    """
+    if dataset.truth is not None:
+        return 16  # rendered, in 8 bits
+    splits = [getattr(dataset, role) for role in ("train", "query", "gallery")]
+    paths = [split.root / name for split in splits for name in split.names]
+    if cache is None:
+        return _used_bits(paths)
+    memory = Path(cache) / f"bits-{_key(tuple(map(str, paths)), paths, (), 'bits')}.txt"
+    with contextlib.suppress(OSError, ValueError):  # not there yet, or damaged
+        return int(memory.read_text())
+    found = _used_bits(paths)
+    with contextlib.suppress(UserError):  # the table that is written next tells what is wrong with the folder
+        write_text(memory, f"{found}\n")
+    return found
+
+
+def _used_bits(paths: list[Path]) -> int:
+    found = [number for number in in_order(used_bits, paths) if number]
+    return max(8, *found) if found else 16
 
 
 def build_parts_table(

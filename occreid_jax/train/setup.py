@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -46,6 +47,11 @@ class Setup:
     @property
     def cache(self) -> Path:
         return Path(self.config.data.cache or data_root(self.config) / ".tables")
+
+    @functools.cached_property
+    def bits(self) -> int:
+        """How many bits of the dataset's 16-bit files are used, see `tables.bits`."""
+        return tables.bits(self.dataset, self.cache)
 
     @property
     def labels(self) -> np.ndarray:
@@ -102,7 +108,7 @@ class Setup:
             if name == "parts":
                 table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
             else:
-                table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task)
+                table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task, self.bits)
         for note in table.notes:
             self.reporter.line(f"{role}: {note}")
         return table.images

@@ -143,7 +143,8 @@ def test_folder_per_identity(folder_tree):
     assert set(dataset.query.camids) == {0} and set(dataset.gallery.camids) == {1}
     assert dataset.train.cameras == dataset.query.cameras == dataset.gallery.cameras == ""
     assert dataset.protocol == "folder/no-cameras@1"
-    assert "query: ignored 1 identity folders without a picture, 1 pictures outside an identity folder" in dataset.notes
+    assert "query: ignored 1 identity folders without a picture" in dataset.notes
+    assert "query: PICTURES LEFT OUT: 1 pictures outside an identity folder: move them into one" in dataset.notes
 
 
 def test_folder_with_cameras_in_the_names(folder_tree, write_picture):
@@ -305,8 +306,8 @@ def test_occluded_reid_notes(occluded_reid_tree, write_picture):
     (half / "013").mkdir()
     write_picture(half / "loose.tif")
     notes = open_dataset("occluded_reid", root).notes
-    ignored = "2 hidden or system entries, 1 identity folders without a picture, 1 pictures outside an identity folder"
-    assert f"whole_body_images: ignored {ignored}" in notes
+    assert "whole_body_images: ignored 2 hidden or system entries, 1 identity folders without a picture" in notes
+    assert "whole_body_images: PICTURES LEFT OUT: 1 pictures outside an identity folder: move them into one" in notes
     assert any(note == "cameras of query and gallery are not known: every gallery picture counts" for note in notes)
     for counts in ("train: 6 images of 3", "query: 4 images of 2", "gallery: 4 images of 2"):
         assert any(note.startswith(f"{counts} identities; the published set has") for note in notes)

@@ -43,7 +43,7 @@ def check_dataset(dataset: Dataset, need_train: bool = True) -> Dataset:
         if len(split) == 0 and (role != "train" or need_train):
             raise DataError(
                 f"{dataset.name}: the {role} split under {split.root} has no usable picture "
-                f"(ends in .jpg .jpeg .png .tif .tiff or .bmp){_because(dataset)}"
+                f"(.jpg, .png, .webp, .tif or another kind that is decoded){_because(dataset)}"
             )
     query, gallery = dataset.query, dataset.gallery
     elsewhere, same_camera = match_counts(query, gallery)
