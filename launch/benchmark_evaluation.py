@@ -202,7 +202,10 @@ def direct_difference(distance, query: dict, gallery: dict) -> float:
     rows, columns = (np.linspace(0, len(side["feature"]) - 1, count).astype(int)
                      for side, count in zip((query, gallery), SAMPLE, strict=True))  # fmt: skip
     part = {name: values[rows] for name, values in query.items()}, {name: values[columns] for name, values in gallery.items()}
-    unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
     feature, mask, other = (x.astype(np.float64) for x in (part[0]["feature"], part[0]["mask"], part[1]["feature"]))
     seen = unit(mask[:, None] * unit(other)[None])
     direct = 2 - 2 * np.einsum("qd,qgd->qg", unit(feature), seen)

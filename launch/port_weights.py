@@ -69,6 +69,8 @@ def bring(reporter, source: str, out, grid) -> None:
         raise UserError(f"{source}: {error}") from error
     table(reporter, [(entry.name, entry.shape, fate(entry)) for entry in ported.entries])
     path = port.write_ported(out, ported, origin)
+    if ported.prefix:
+        reporter.line(f"taken off, since it stands before every name: {ported.prefix}")
     if ported.description.grid is not None:
         rows, columns = ported.description.grid
         resized = any(entry.fate == naming.RESIZED for entry in ported.entries)

@@ -85,7 +85,10 @@ def config_arguments(arguments: list[str]) -> list[str]:
 def call(arguments: list[str]) -> int:
     """Runs a command and gives its exit status. A request to stop is handed on, so that it can save what it has."""
     process = subprocess.Popen(arguments)
-    hand_on = lambda *_: process.send_signal(signal.SIGTERM)  # noqa: E731
+
+    def hand_on(*_) -> None:
+        process.send_signal(signal.SIGTERM)
+
     earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         return process.wait()

@@ -261,8 +261,8 @@ class Trainer:
         extra = self.method.prepare(plan.stage, epoch, context)
         if extra is current.extra:
             return current
-        shapes = lambda tree: jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree)  # noqa: E731
-        if shapes(extra) != shapes(current.extra):
+        before, after = (jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree) for tree in (current.extra, extra))
+        if after != before:
             raise TypeError(f"prepare of stage {plan.stage.name} changed the structure of extra; init must allocate it")
         # The step gives every buffer away, so what `prepare` put in two places must be two arrays.
         return current.replace(extra=self.on_devices(jax.tree.map(lambda x: x.copy(), extra)))

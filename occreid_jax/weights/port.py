@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from safetensors.numpy import save
 
 from occreid_jax.errors import UserError, listed
 from occreid_jax.files import read_json, write_bytes, write_json
-from occreid_jax.weights.families import Description, open_family, recognise
+from occreid_jax.weights.families import FAMILIES, OURS, Description, open_family, recognise
 from occreid_jax.weights.families.clip import POSITIONS
 from occreid_jax.weights.naming import RESIZED, USED, Arrays, Entry
 from occreid_jax.weights.sources import Origin
@@ -23,7 +24,6 @@ WEIGHTS, REPORT = "weights.safetensors", "port.json"
 PYTORCH, PYTORCH_PICKLE = "model.safetensors", "model.pth"
 PORTED_FILES, EXPORTED_FILES = (WEIGHTS, REPORT), (PYTORCH, PYTORCH_PICKLE)
 PLACED = {"encoder": ("pos_embed",), "clip": POSITIONS}  # where weights to start from have their positions, by kind
-WRAPPERS = ("module.", "opt/target/")  # what DataParallel and Google's optimiser put before every name
 
 Grid = tuple[int, int]
 
@@ -37,6 +37,7 @@ class Ported:
     weights: Arrays
     entries: list[Entry]  # one for each tensor of the source
     description: Description
+    prefix: str = ""  # what stood before every name of the source and was taken off
 
     def metadata(self) -> dict[str, str]:
         """What the weights file says of itself."""
@@ -51,17 +52,34 @@ def port(arrays: Mapping[str, np.ndarray], grid: Grid | None = None) -> Ported:
     """
     if not arrays:
         raise UserError("there are no tensors in the source")
-    wrapper = next((start for start in WRAPPERS if all(name.startswith(start) for name in arrays)), "")
-    arrays = {name.removeprefix(wrapper): array for name, array in arrays.items()}
+    prefix = common_prefix(arrays)
+    arrays = {name.removeprefix(prefix): array for name, array in arrays.items()}
     family = recognise(arrays)
     weights, entries, description = family.read(arrays)
-    entries = [entry._replace(name=wrapper + entry.name) for entry in entries]
-    ported = Ported(family.name, family.kind, weights, entries, description)
+    entries = [entry._replace(name=prefix + entry.name) for entry in entries]
+    ported = Ported(family.name, family.kind, weights, entries, description, prefix)
     if family.kind in PLACED:
         return placed(ported, grid)
     if grid is not None:
         raise UserError("--grid is for encoders and for CLIP; a trained network keeps the grid that it was trained with")
     return ported
+
+
+def common_prefix(names: Collection[str]) -> str:
+    """The shortest beginning that all names share without which a family knows them; empty if they are known with it, or never.
+
+    It ends with a dot or a slash. Such are ``module.`` (DataParallel), ``_orig_mod.`` (torch.compile), ``model.`` (trainers that
+    keep the network as an attribute), ``opt/target/`` (Google's optimiser), and several of them, one inside the other.
+    """
+    prefix, families = "", [open_family(name) for name in FAMILIES]
+    while True:
+        bare = frozenset(name.removeprefix(prefix) for name in names)
+        if any(family.fits(bare) for family in families):
+            return prefix
+        starts = {re.match(r"[^./]*[./]|", name)[0] for name in bare}
+        if len(starts) != 1 or starts & {"", *OURS}:
+            return ""
+        prefix += starts.pop()
 
 
 def placed(ported: Ported, grid: Grid | None) -> Ported:
@@ -138,6 +156,7 @@ def write_ported(out_dir: str | Path, ported: Ported, origin: Origin) -> Path:
         **ported.metadata(),
         "source": origin.source,
         "sha256": origin.checksums(),
+        "prefix": ported.prefix,
         "tensors": [{**entry._asdict(), "shape": list(entry.shape)} for entry in ported.entries],
     }
     write_json(out_dir / REPORT, report)

@@ -186,9 +186,11 @@ def annotated(folder, **changes):
     pixels = [photo(folder / "pictures" / name, seed=seed) for seed, name in enumerate(("b.png", "a.png"))]
     mask = np.zeros((30, 40), bool)
     mask[4:24, 2:7] = True
-    entry = lambda number, image, segmentation, side=10, **more: dict(  # noqa: E731
-        id=number, image_id=image, category_id=3, bbox=[0, 0, 20, side], segmentation=segmentation, iscrowd=0, **more
-    )
+
+    def entry(number, image, segmentation, side=10):
+        box = [0, 0, 20, side]
+        return dict(id=number, image_id=image, category_id=3, bbox=box, segmentation=segmentation, iscrowd=0)
+
     content = dict(
         info=dict(description="made up"),
         licenses=[dict(id=7, name="CC0", url="http://x")],
@@ -207,10 +209,12 @@ def annotated(folder, **changes):
 
 def test_annotations_in_cocos_format(tmp_path):
     pixels, mask = annotated(tmp_path)
-    source = lambda *terms, **more: list(occluders.from_annotations(  # noqa: E731
-        tmp_path / "notes.json", tmp_path / "pictures", *terms, left_out=left_out, progress=quiet, **{"smallest": 5} | more
-    ))  # fmt: skip
     left_out = collections.Counter()
+
+    def source(*terms, **more):
+        counted = dict(left_out=left_out, progress=quiet, smallest=5) | more
+        return list(occluders.from_annotations(tmp_path / "notes.json", tmp_path / "pictures", *terms, **counted))
+
     polygon, lengths = source()
     assert polygon.name == "b.png 1 bench" and (polygon.source, polygon.licence) == ("made up", "CC0 http://x")
     assert lengths.licence == "unknown"

@@ -38,6 +38,14 @@ def test_a_checkpoint_there_and_back(launch, tmp_path):
     assert same(load_file(back / "model.safetensors"), expected) and same(read_pth(back / "model.pth"), expected)
 
 
+def test_a_compiled_model_inside_a_trainer(launch, tmp_path):
+    prefix = "_orig_mod.model."
+    save_file({prefix + name: array for name, array in timm().items()}, tmp_path / "compiled.safetensors")
+    told = launch(NAME, f"--source={tmp_path / 'compiled.safetensors'}", f"--out={tmp_path / 'out'}").fine().out.splitlines()
+    assert f"taken off, since it stands before every name: {prefix}" in told
+    assert json.loads((tmp_path / "out" / "port.json").read_text())["prefix"] == prefix
+
+
 def test_an_encoder_and_its_grid(launch, tmp_path):
     np.savez(tmp_path / "B_16.npz", **google())
     source, out = f"--source={tmp_path / 'B_16.npz'}", f"--out={tmp_path / 'out'}"

@@ -29,8 +29,13 @@ class TwoStages(MethodBase):
     def stages(self):
         sgd = ml_collections.ConfigDict(common.sgd(learning_rate=0.05, schedule=dict(name="constant"), groups=(("scale", 0.5),)))
         uniform = ml_collections.ConfigDict(dict(name="uniform", batch_size=32))
-        keep = lambda rng, batch: batch  # noqa: E731
-        normalise = lambda rng, batch: self.transform(batch)  # noqa: E731
+
+        def keep(rng, batch):
+            return batch
+
+        def normalise(rng, batch):
+            return self.transform(batch)
+
         return (
             Stage("prompts", 2, uniform, (Update("^head/", sgd),), keep, inputs=("feature",)),
             Stage("joint", 4, uniform, (Update("^encoder/", sgd), Update("^head/", sgd)), normalise, refresh_every=2),

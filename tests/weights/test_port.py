@@ -176,11 +176,26 @@ def test_a_whole_model_keeps_its_grid():
         port.port({})
 
 
-def test_names_in_a_wrapper():
-    ported = port.port({f"module.{name}": array for name, array in transreid().items()})
-    assert same(ported.weights, port.port(transreid()).weights)
-    assert all(entry.name.startswith("module.") for entry in ported.entries)
-    assert port.port({f"opt/target/{name}": array for name, array in google().items()}).family == "vit_google"
+PREFIXES = ["", "module.", "_orig_mod.", "model.", "net/", "module._orig_mod.", "_orig_mod.module.model.", "ema.model.module."]
+
+
+@pytest.mark.parametrize("prefix", [*PREFIXES, "opt/target/"])
+@pytest.mark.parametrize("make", [timm, google, hugging_face, transreid])
+def test_what_stands_before_every_name_is_taken_off(make, prefix):
+    ported = port.port({prefix + name: array for name, array in make().items()})
+    assert ported.prefix == prefix and same(ported.weights, port.port(make()).weights)
+    assert {entry.name for entry in ported.entries} == {prefix + name for name in make()}
+
+
+def test_what_stands_before_some_names_stays():
+    arrays = transreid()
+    first = next(iter(arrays))
+    with pytest.raises(UserError, match=r"tensors such as .* belong to no network known here"):
+        port.port({f"model.{name}" if name == first else f"module.{name}": array for name, array in arrays.items()})
+    with pytest.raises(UserError, match=r"tensors such as a\.b, a\.c belong to no network known here"):
+        port.port({"a.b": np.zeros(1), "a.c": np.zeros(1)})
+    with pytest.raises(UserError, match="these weights have this project's names already"):
+        port.port({"params/backbone/x": np.zeros(1)})
 
 
 def test_half_precision_is_reported():
