@@ -24,6 +24,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(CACHE) / "occreid_ja
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import config_argument  # noqa: E402
+import help_text  # noqa: E402
 from absl import app, flags, logging  # noqa: E402
 from ml_collections import ConfigDict, config_flags  # noqa: E402
 from ml_collections.config_flags.tuple_parser import TupleParser  # noqa: E402
@@ -76,6 +77,8 @@ def fail(message: str, status: int) -> None:
 def parse(arguments: list[str], words: bool = False) -> list[str]:
     """absl's parser with every mistake as one line. Arguments that are no flags are one, unless ``words`` allows them."""
     logging.set_verbosity(logging.FATAL)  # what goes wrong is told once, here
+    if help_text.asked(arguments):
+        give_help(arguments)
     try:
         rest = flags.FLAGS(arguments)
     except Exception as error:  # a config file is a program: loading it can fail in any way
@@ -86,6 +89,15 @@ def parse(arguments: list[str], words: bool = False) -> list[str]:
     if len(rest) > 1 and not words:
         fail(f"unexpected argument '{rest[1]}'; flags look like --name=value", USAGE)
     return rest
+
+
+def give_help(arguments: list[str]) -> None:
+    """Prints what ``--help`` asks for and leaves."""
+    try:
+        print(help_text.text(arguments, ROOT))
+    except (config_argument.Wrong, UserError) as wrong:
+        fail(str(wrong), USAGE)
+    sys.exit(0)
 
 
 def refuse(arguments: list[str], error: Exception | None) -> None:

@@ -12,6 +12,7 @@ import re
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -61,6 +62,20 @@ def overrides(arguments: list[str]) -> Iterator[tuple[str, str | None]]:
 def load(given: str) -> ConfigDict:
     """Runs the config file. Raises `Wrong` if there is none, if it fails or if it gives something else than a config."""
     path, _, argument = given.partition(":")
+    module = load_module(path)
+    try:
+        config = module.get_config(argument) if argument else module.get_config()
+    except ValueError as error:
+        raise Wrong(f"--config={given}: {error}") from error
+    except Exception as error:
+        raise Wrong(f"{place(error, path)}; mend the config file") from error
+    if not isinstance(config, ConfigDict):
+        raise Wrong(f"--config={path}: get_config returned {type(config).__name__} instead of a ConfigDict; mend the config file")
+    return config
+
+
+def load_module(path: str) -> ModuleType:
+    """The config file as a module. Raises `Wrong` if there is none, if it fails or if it has no ``get_config``."""
     if not Path(path).is_file():
         folder = Path(path).parent
         names = [str(file) for file in sorted(folder.glob("*.py"))] if folder.is_dir() else []
@@ -76,15 +91,7 @@ def load(given: str) -> ConfigDict:
         raise Wrong(f"{place(error, path)}; mend the config file") from error
     if not hasattr(module, "get_config"):
         raise Wrong(f"--config={path}: the file has no function get_config; a config file must have one, see {EXAMPLE}")
-    try:
-        config = module.get_config(argument) if argument else module.get_config()
-    except ValueError as error:
-        raise Wrong(f"--config={given}: {error}") from error
-    except Exception as error:
-        raise Wrong(f"{place(error, path)}; mend the config file") from error
-    if not isinstance(config, ConfigDict):
-        raise Wrong(f"--config={path}: get_config returned {type(config).__name__} instead of a ConfigDict; mend the config file")
-    return config
+    return module
 
 
 def place(error: Exception, path: str) -> str:
