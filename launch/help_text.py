@@ -69,7 +69,7 @@ def of_config(given: str) -> list[str]:
 def of_all_configs(root: Path) -> list[str]:
     """Paragraphs about every config that comes with the package, and the settings for a first run."""
     paths = sorted(path for path in (root / "configs").glob("*.py") if path.stem not in ("__init__", "common"))
-    parts = ["Configs and what they take after the colon (name=default), as in --config=configs/baseline.py:size=small,stride=16:"]
+    parts = ["Configs, what they take after the colon and its defaults; as in --config=configs/baseline.py:size=small,stride=16:"]
     for path in paths:
         module = config_argument.load_module(str(path))
         first = inspect.cleandoc(module.__doc__ or "").partition("\n")[0]
