@@ -8,8 +8,9 @@
         --config.data.root=DIR --workdir=runs/official
 
 A run is evaluated with its last checkpoint (--best: the best on the test set). Writes results.json and evaluation.npz into the
-run folder; what is not the run's own evaluation (another dataset, --best, --flip, --rerank, --expansion, --method) goes to
-<workdir>/evaluations/<variant>. --method changes settings that hold no parameters, for the rows of tables that need no training
+run folder; what is not the run's own evaluation goes to a folder of its own below <workdir>/evaluations, named by what differs:
+dataset and pictures (other ones than those of the run's results, wherever they lie), --best, --flip, --rerank, --expansion,
+--camera, --method. --method changes settings that hold no parameters, for the rows of tables that need no training
 of their own. With --weights, a whole model that launch/port_weights.py brought is evaluated on the dataset of
 --config, and --workdir (default: runs/<method>-<dataset>-ported) is where the results go.
 """
@@ -33,42 +34,53 @@ ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the 
 
 
 def main() -> None:
-    from pathlib import Path
-
     from occreid_jax import distributed
-    from occreid_jax.errors import UserError
     from occreid_jax.evaluation.evaluate import evaluate
     from occreid_jax.files import read_json
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.records import write_evaluation
-    from occreid_jax.train.reopen import open_ported, open_run
 
     distributed.initialise()
     reporter = Reporter()
+    workdir, variants, elsewhere, (setup, params, extra) = open_model(reporter)
+    columns = setup.evaluation_columns(selection=True)
+    evaluation = evaluate(
+        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, reporter.task, selection=True
+    )
+    if distributed.is_lead():
+        if WEIGHTS.value:
+            variants += other_weights(workdir, evaluation.results["parameters_sha256"])
+        out = destination(workdir, setup.dataset, variants, elsewhere, reporter)
+        untrained = workdir / "untrained.json"
+        evaluation.results["untrained_mAP"] = read_json(untrained)["mAP"] if out == workdir and untrained.exists() else None
+        out.mkdir(parents=True, exist_ok=True)
+        write_evaluation(out, evaluation, setup.dataset)
+        reporter.line(f"written: {out / 'results.json'}")
+    reporter.line(evaluation.summary)
+
+
+def open_model(reporter):
+    """``(workdir, variants, elsewhere, (setup, params, extra))`` of what the flags name.
+
+    ``variants`` are words for the settings that are not the run's own, ``elsewhere`` tells whether another dataset or another
+    place than the run's is named. Ends with a message about flags that do not go together.
+    """
+    from pathlib import Path
+
+    from occreid_jax.errors import UserError
+    from occreid_jax.train.reopen import open_ported, open_run
+    from occreid_jax.train.setup import data_root
+
     if bool(WEIGHTS.value) != bool(CONFIG.value):
         command.fail("--weights and --config go together; a run folder is evaluated with --workdir alone", command.USAGE)
     if not WEIGHTS.value and not WORKDIR.value:
         command.fail("--workdir is missing; it names a run folder (or give --weights and --config)", command.USAGE)
-    variants = []  # what sets this evaluation apart from the run's own
+    variants, places = [], []
 
     def change(config) -> None:
-        own = config.evaluation
-        if DATASET.value and DATASET.value != config.data.name:
-            config.data.name = DATASET.value
-            variants.append(DATASET.value)
-        if ROOT.value:
-            config.data.root = ROOT.value
-        if FLIP.value is not None and FLIP.value != own.flip:
-            config.evaluation.flip = FLIP.value
-            variants.append("flip" if FLIP.value else "noflip")
-        for name, flag in (("rerank", RERANK), ("expansion", EXPANSION), ("camera", CAMERA)):
-            if flag.value is not None and flag.value != own.get(name):
-                config.evaluation[name] = flag.value
-                variants.append("-".join([name, *flag.value.split(",")]))
-        if METHOD.value:
-            variants.extend(change_method(config.method, METHOD.value))
-        if BEST.value:
-            variants.append("best")
+        places.append((config.data.name, data_root(config).resolve()))
+        variants.extend(change_settings(config))
+        places.append((config.data.name, data_root(config).resolve()))
 
     if WEIGHTS.value:
         if BEST.value:
@@ -78,22 +90,54 @@ def main() -> None:
         if (workdir / "config.json").exists():
             raise UserError(f"--workdir={workdir} holds a run; choose another folder for the results of ported weights")
         change(config)
-        setup, params, extra = open_ported(config, WEIGHTS.value, reporter)
+        opened = open_ported(config, WEIGHTS.value, reporter)
     else:
         workdir = Path(WORKDIR.value)
-        setup, params, extra = open_run(workdir, reporter, BEST.value, change)
-    columns = setup.evaluation_columns(selection=True)
-    evaluation = evaluate(
-        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, reporter.task, selection=True
-    )
-    if distributed.is_lead():
-        out = workdir / "evaluations" / "-".join(variants) if variants else workdir
-        untrained = workdir / "untrained.json"
-        evaluation.results["untrained_mAP"] = read_json(untrained)["mAP"] if not variants and untrained.exists() else None
-        out.mkdir(parents=True, exist_ok=True)
-        write_evaluation(out, evaluation, setup.dataset)
-        reporter.line(f"written: {out / 'results.json'}")
-    reporter.line(evaluation.summary)
+        opened = open_run(workdir, reporter, BEST.value, change)
+    return workdir, variants, len(set(places)) > 1, opened
+
+
+def change_settings(config) -> list[str]:
+    """Changes a config in place as the flags say; returns a word for each setting that differs from the run's own."""
+    own, words = config.evaluation, []
+    if DATASET.value:
+        config.data.name = DATASET.value
+    if ROOT.value:
+        config.data.root = ROOT.value
+    if FLIP.value is not None and FLIP.value != own.flip:
+        config.evaluation.flip = FLIP.value
+        words.append("flip" if FLIP.value else "noflip")
+    for name, flag in (("rerank", RERANK), ("expansion", EXPANSION), ("camera", CAMERA)):
+        if flag.value is not None and flag.value != own.get(name, "auto"):
+            config.evaluation[name] = flag.value
+            words.append("-".join([name, *flag.value.split(",")]))
+    if METHOD.value:
+        words.extend(change_method(config.method, METHOD.value))
+    return [*words, "best"] if BEST.value else words
+
+
+def other_weights(workdir, parameters: str) -> list[str]:
+    """A word for weights of this hash if ``workdir`` holds results of others: ported weights have no run folder of their own."""
+    from occreid_jax.files import read_json
+
+    path = workdir / "results.json"
+    stored = read_json(path).get("parameters_sha256", parameters) if path.is_file() else parameters
+    return [f"weights-{parameters[:8]}"] if stored != parameters else []
+
+
+def destination(workdir, dataset, variants: list[str], elsewhere: bool, reporter):
+    """Where the results go: ``workdir`` for the run's own evaluation, otherwise a folder below that no other test set, place or
+    setting shares. The test set is told by its pictures, so that a set that was moved is still the run's own."""
+    from occreid_jax.train.records import pictures_hash, same_test_set
+
+    own = same_test_set(workdir, dataset)
+    if own is None:
+        own = not elsewhere
+    elif not own and not elsewhere:
+        reporter.line(f"note: {workdir / 'results.json'} is about other pictures than {dataset.query.root} holds now; it is kept")
+    if not own:
+        variants = [f"{dataset.name}-{pictures_hash(dataset)[:8]}", *variants]
+    return workdir / "evaluations" / "-".join(variants) if variants else workdir
 
 
 def change_method(block, text: str) -> list[str]:

@@ -82,7 +82,7 @@ def make_library(reporter) -> None:
     with reporter.task(f"occluders from {origin}", 0) as task:
         counted = dict(limit=limit, left_out=left_out, progress=task)
         if origin == "rendered":
-            from occreid_jax.train.setup import RENDERED, rendered_occluders
+            from occreid_jax.train.rendered import RENDERED, rendered_occluders
 
             found = rendered_occluders(SEED.value, task, COUNT.value or RENDERED)
         elif origin == "folder":

@@ -29,9 +29,10 @@ def main() -> None:
     from occreid_jax.errors import UserError
     from occreid_jax.evaluation import zero_shot
     from occreid_jax.files import check_unheld
+    from occreid_jax.train.folder import check_workdir, claim_workdir
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
-    from occreid_jax.train.setup import banner, check_workdir, claim_workdir, open_setup
+    from occreid_jax.train.setup import banner, open_setup
     from occreid_jax.weights.tiny_clip import FAMILY, halved, write_tiny_clip
 
     distributed.initialise()

@@ -28,8 +28,9 @@ def main() -> None:
 
     from occreid_jax.errors import UserError
     from occreid_jax.report import write_report
+    from occreid_jax.train.folder import read_config
     from occreid_jax.train.log import Reporter
-    from occreid_jax.train.reopen import open_run, read_config
+    from occreid_jax.train.reopen import open_run
 
     workdir, reporter = Path(WORKDIR.value), Reporter()
     others = [Path(name.strip()) for names in BESIDE.value for name in names.split(",") if name.strip()]

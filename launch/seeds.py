@@ -99,7 +99,7 @@ def call(arguments: list[str]) -> int:
 
 def same_config(workdir, seed: int) -> bool:
     """True; raises `UserError` unless the finished run belongs to the config at hand."""
-    from occreid_jax.train.setup import check_workdir
+    from occreid_jax.train.folder import check_workdir
 
     config = CONFIG.value.copy_and_resolve_references()
     config.seed = seed

@@ -19,9 +19,10 @@ def main() -> int | None:
 
     from occreid_jax import distributed
     from occreid_jax.files import check_unheld
+    from occreid_jax.train.folder import check_workdir, claim_workdir
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
-    from occreid_jax.train.setup import banner, check_workdir, claim_workdir, open_setup
+    from occreid_jax.train.setup import banner, open_setup
 
     distributed.initialise()
     config = CONFIG.value

@@ -15,8 +15,9 @@ from occreid_jax.errors import UserError
 from occreid_jax.evaluation.embed import embed_split
 from occreid_jax.methods import NAMES
 from occreid_jax.nn.vit import camera_vectors
+from occreid_jax.train.folder import claim_workdir, read_meta
 from occreid_jax.train.log import Reporter
-from occreid_jax.train.setup import claim_workdir, open_setup, read_meta, training_meta
+from occreid_jax.train.setup import open_setup, training_meta
 from occreid_jax.types import Dataset, Meta, Split
 from occreid_jax.weights.trees import flatten, unflatten
 

@@ -56,7 +56,10 @@ def read_results(workdir: Path, setup: Setup, params: Any, extra: Any) -> tuple[
     dataset = setup.dataset
     for role, split in (("query", dataset.query), ("gallery", dataset.gallery)):
         if list(evaluation[f"{role}_names"]) != [legible(name) for name in split.names]:
-            raise UserError(f"{workdir}/evaluation.npz was made with other {role} pictures than {dataset.protocol}; {remedy}")
+            raise UserError(
+                f"{workdir}/evaluation.npz was made with other {role} pictures than {split.root} holds; name the old place with "
+                "--root, or remove results.json and run launch/evaluate.py to take what lies there now for the run's own"
+            )
     if results["parameters_sha256"] != parameters_hash(params, extra):
         raise UserError(f"{workdir}/results.json belongs to other parameters than the last checkpoint; {remedy}")
     return results, evaluation

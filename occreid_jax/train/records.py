@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import os
 import zipfile
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import numpy as np
 
 from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import Evaluation
-from occreid_jax.files import write_bytes, write_json
+from occreid_jax.files import read_json, write_bytes, write_json
 from occreid_jax.types import Dataset
 
 
 def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> None:
-    """``evaluation.npz`` (per-query records, ranked lists, image names) and then ``results.json``."""
+    """``evaluation.npz`` (per-query records, ranked lists, image names) and then ``results.json``, which also tells the
+    `pictures_hash` of the test set."""
     metrics = evaluation.metrics
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -28,7 +31,28 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
         gallery_names=np.array([legible(name) for name in dataset.gallery.names]),
     )
     write_bytes(Path(workdir) / "evaluation.npz", buffer.getvalue())
-    write_json(Path(workdir) / "results.json", evaluation.results)
+    write_json(Path(workdir) / "results.json", evaluation.results | {"pictures_sha256": pictures_hash(dataset)})
+
+
+def pictures_hash(dataset: Dataset) -> str:
+    """SHA-256 of the test set: names, identities, cameras and file sizes of query and gallery. The same wherever the set lies."""
+    digest = hashlib.sha256()
+    for split in (dataset.query, dataset.gallery):
+        for name, pid, camid in zip(split.names, split.pids.tolist(), split.camids.tolist(), strict=True):
+            digest.update(os.fsencode(name) + f"\0{pid} {camid} {(split.root / name).stat().st_size}\n".encode())
+        digest.update(b"\n")
+    return digest.hexdigest()
+
+
+def same_test_set(workdir: Path, dataset: Dataset) -> bool | None:
+    """Whether the results in a folder are those of exactly this test set and protocol, whatever else was set; None if there are
+    no results, or older ones that do not tell."""
+    path = Path(workdir) / "results.json"
+    results = read_json(path) if path.is_file() else {}
+    if "pictures_sha256" not in results:
+        return None
+    protocols = (protocol.split("+")[0] for protocol in (str(results.get("protocol")), dataset.protocol))
+    return len(set(protocols)) == 1 and results["pictures_sha256"] == pictures_hash(dataset)
 
 
 def read_evaluation(workdir: Path) -> dict[str, np.ndarray]:

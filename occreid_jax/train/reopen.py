@@ -11,28 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from occreid_jax import config as configuration
 from occreid_jax import methods
 from occreid_jax.errors import UserError
-from occreid_jax.files import read_json
 from occreid_jax.train.checkpoint import Checkpoints, abstract
+from occreid_jax.train.folder import read_config, read_meta
 from occreid_jax.train.log import Reporter
-from occreid_jax.train.setup import Setup, open_setup, read_meta
+from occreid_jax.train.setup import Setup, open_setup
 from occreid_jax.train.start import initial_model, load_weights
 from occreid_jax.types import Meta, Method
 from occreid_jax.weights.port import read_ported
 from occreid_jax.weights.trees import flatten, shorten, unflatten
-
-
-def read_config(workdir: Path):
-    """The config of a run folder. Raises `UserError` if there is no run or its config is no config."""
-    workdir = Path(workdir)
-    for name in ("config.json", "meta.json"):
-        if not (workdir / name).is_file():
-            raise UserError(f"{workdir}: no run there ({name} is missing); --workdir must name a folder that train.py filled")
-    config = configuration.from_dict(read_json(workdir / "config.json"))
-    configuration.validate(config)
-    return config
 
 
 def open_run(
@@ -73,6 +61,8 @@ def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup,
         what = "a part of a model" if metadata["kind"] == "part" else "an encoder"
         raise UserError(f"{weights}: {what} alone cannot be evaluated; train with --config.init.weights={weights}")
     meta = Meta(int(metadata["identities"]), int(metadata["cameras"]), tuple(config.data.image_size), images=0)
+    if config.method.get("camera") and not meta.cameras:
+        raise UserError(f"{weights} have no camera embedding; give --config camera=false")
     setup = open_setup(config, reporter, meta)
     params, extra = jax.jit(setup.method.init)(jax.random.key(config.seed))
     try:

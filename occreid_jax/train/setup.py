@@ -1,11 +1,11 @@
-"""From a config to everything a command works on: the dataset, its tables, the method, the devices and the run folder."""
+"""From a config to everything a command works on: the dataset, its tables, the method and the devices."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -16,19 +16,14 @@ from occreid_jax import cameras, distributed, methods
 from occreid_jax import config as configuration
 from occreid_jax.data import occluders, readers, sampler
 from occreid_jax.data import table as tables
-from occreid_jax.data.captions import read_captions
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
-from occreid_jax.files import at_home, read_json, write_json
+from occreid_jax.files import at_home
 from occreid_jax.train.log import Reporter
+from occreid_jax.train.rendered import caption_table, rendered_library
 from occreid_jax.types import Dataset, Meta, Method, Split
-from occreid_jax.vocabulary import tiny_vocabulary
 
 TABLES = ("image", "parts", "caption")  # what can be read from files per picture
-
-# Settings that do not change what a run computes; a run may be resumed with others.
-FREE_KEYS = ("data.root", "data.cache", "data.resident", "report.", "checkpoint.keep", "mesh.", "loop.log_every")
-
 
 @dataclasses.dataclass
 class Setup:
@@ -86,7 +81,8 @@ class Setup:
             raise ValueError(f"a stage shares the table '{unknown[0]}'; known: {', '.join(occluders.TABLES)}")
         if names and self.library is None:
             folder = self.config.data.get("occluders", "")
-            self.library = occluders.read_library(folder) if folder else rendered_library(self)
+            seed = self.config.data.synthetic_seed
+            self.library = occluders.read_library(folder) if folder else rendered_library(self.cache, seed, self.reporter)
         tables = dict(zip(occluders.TABLES, (self.library.pictures, self.library.sides), strict=True)) if names else {}
         return {name: tables[name] for name in names}
 
@@ -112,49 +108,6 @@ class Setup:
         for note in table.notes:
             self.reporter.line(f"{role}: {note}")
         return table.images
-
-
-def caption_table(dataset: Dataset, role: str, seed: int) -> np.ndarray:
-    """Sentences that are true of every picture, as rows of the tiny CLIP's vocabulary: int32 [N, variants, L].
-
-    A row ends with the end token, the largest number in it; L is the longest sentence's length. Raises `DataError` if the
-    dataset has no captions.
-    """
-    pictures = read_captions(dataset, role)  # first: other datasets have none and need no renderer
-    from occreid_jax import synthetic
-
-    vocabulary, names = tiny_vocabulary(), getattr(dataset, role).names
-    variants = [
-        synthetic.caption_variants(picture.attributes, picture.occluder, seed, name)
-        for picture, name in zip(pictures, names, strict=True)
-    ]
-    rows = vocabulary.rows(vocabulary.tokenize([text for texts in variants for text in texts]))
-    length = int(rows.argmax(axis=1).max()) + 1
-    return np.ascontiguousarray(rows[:, :length]).reshape(len(names), -1, length)
-
-
-RENDERED, RENDERED_VERSION = 540, 1  # pictures of the default library; the version goes up with every change of a pixel
-
-
-def rendered_occluders(seed: int, progress: Callable[[int, int], None], limit: int = RENDERED) -> Iterator[occluders.Occluder]:
-    """The objects of `synthetic.loose_occluders` as entries of a library."""
-    from occreid_jax import synthetic
-
-    for number, (name, pixels) in enumerate(synthetic.loose_occluders(seed, limit), start=1):
-        yield occluders.Occluder(name, occluders.cut_out(pixels), f"occreid_jax.synthetic, seed {seed}", "Apache-2.0")
-        progress(number, limit)
-
-
-def rendered_library(setup: Setup) -> occluders.Library:
-    """The default library, rendered below the cache folder if it is not there."""
-    from occreid_jax import synthetic
-
-    seed = setup.config.data.synthetic_seed
-    folder = setup.cache / f"occluders-{seed}-v{synthetic.VERSION}.{RENDERED_VERSION}"
-    if (folder / "library.json").is_file():
-        return occluders.read_library(folder)
-    with setup.reporter.task("rendering occluders", RENDERED) as task:
-        return occluders.write_library(folder, rendered_occluders(seed, task))
 
 
 def data_root(config) -> Path:
@@ -240,73 +193,3 @@ def banner(setup: Setup, workdir: Path) -> Iterator[str]:
     device = jax.devices()[0]
     process = f", process {jax.process_index() + 1} of {jax.process_count()}" if jax.process_count() > 1 else ""
     yield f"  {setup.devices.count} x {device.device_kind}, {np.dtype(setup.method.dtype).name} products{process}"
-
-
-def check_workdir(workdir: Path, config) -> None:
-    """Raises `UserError` with the differences if ``workdir`` holds a run of another config.
-
-    A folder without a checkpoint and without metrics holds nothing that could be lost: the command that failed there may be
-    mended and given again.
-    """
-    workdir = Path(workdir)
-    if workdir.exists() and not workdir.is_dir():
-        raise UserError(f"--workdir={workdir} is a file; name a folder, it is made if it does not exist")
-    if not (workdir / "config.json").exists():
-        return
-    changes = differences(workdir, config)
-    if changes and has_run(workdir):
-        raise UserError(
-            f"{workdir} holds a run of another config ({'; '.join(changes[:6])}{' ...' if len(changes) > 6 else ''}); "
-            "choose another --workdir or the old settings"
-        )
-
-
-def differences(workdir: Path, config) -> list[str]:
-    """How ``config`` differs from the one of a run folder in what a run computes."""
-    stored = configuration.to_dict(configuration.from_dict(read_json(Path(workdir) / "config.json")))
-    changes = configuration.differences(stored, configuration.to_dict(config))
-    return [change for change in changes if not change.startswith(FREE_KEYS)]
-
-
-def has_run(workdir: Path) -> bool:
-    """Whether a run folder holds work: a checkpoint, or metrics of steps that were done."""
-    metrics = Path(workdir) / "metrics.jsonl"
-    return any(Path(workdir).glob("checkpoints/*/[0-9]*")) or (metrics.is_file() and metrics.stat().st_size > 0)
-
-
-def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
-    """Writes config.json and meta.json into a new run folder, or checks that an old one belongs to this config.
-
-    Returns whether the folder held a run before. Raises `UserError` as `check_workdir`, or if the run in the folder was begun
-    on other data.
-    """
-    check_workdir(workdir, config)
-    path = Path(workdir) / "config.json"
-    if path.exists() and not differences(workdir, config):
-        old, new = dataclasses.asdict(read_meta(workdir)), dataclasses.asdict(meta)
-        if not old["camera_network"]:  # cameras were not recorded as they are now, or there were none
-            old, new = ({key: value for key, value in each.items() if "camera" not in key} for each in (old, new))
-        if changes := configuration.differences(old, new):
-            raise UserError(
-                f"{workdir} holds a run on another training set ({'; '.join(changes)}); choose another --workdir or give the old "
-                "set with --config.data.root"
-            )
-        return True
-    distributed.barrier("compared")  # nobody reads the old file any more
-    if distributed.is_lead():
-        (Path(workdir) / "untrained.json").unlink(missing_ok=True)  # of a config that trained nothing
-        write_json(Path(workdir) / "meta.json", dataclasses.asdict(meta))
-        write_json(path, configuration.to_dict(config))
-    distributed.barrier("claimed")
-    return False
-
-
-def read_meta(workdir: Path) -> Meta:
-    """The `Meta` a run was trained with."""
-    path = Path(workdir) / "meta.json"
-    values = read_json(path)
-    try:
-        numbers = tuple(values.get("camera_numbers", range(values["cameras"])))  # older runs counted cameras from the first
-        return Meta(**{**values, "image_size": tuple(values["image_size"]), "camera_numbers": numbers})
-    except (TypeError, KeyError) as error:
-        raise UserError(f"{path}: not what a run writes ({error}); copy the whole run folder again, or train anew") from error

@@ -14,7 +14,7 @@ from occreid_jax.data import occluders
 from occreid_jax.data.occluders import Occluder, read_library, write_library
 from occreid_jax.errors import DataError, UserError
 from occreid_jax.synthetic.loose import SHAPES
-from occreid_jax.train.setup import rendered_occluders
+from occreid_jax.train.rendered import rendered_occluders
 
 TERMS = ("a source", "a licence")
 

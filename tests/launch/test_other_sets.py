@@ -1,6 +1,8 @@
 """Runs on sets with unknown cameras or none, and evaluated on other sets: what people do with their own pictures."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 
@@ -74,6 +76,61 @@ def test_own_pictures_without_cameras(launch, people_run):
 
 def test_a_run_with_cameras_on_a_set_without(launch, gap_run, people_root):
     folder, _ = gap_run
+    before = (folder / "results.json").read_bytes()
     other = launch("evaluate.py", f"--workdir={folder}", "--dataset=folder", f"--root={people_root}").fine()
     assert notes(other, "mean of") == [f"note: {NO_CAMERAS}"]
     assert "folder/no-cameras@1+camera=mean" in other.out.splitlines()[-1]
+    assert (folder / "results.json").read_bytes() == before
+
+
+# Where results go ---------------------------------------------------------------------------------------------------------
+
+
+def written(finished):
+    """The folder that an evaluation wrote into."""
+    (line,) = [line for line in finished.out.splitlines() if line.startswith("written: ")]
+    return Path(line.removeprefix("written: ")).parent
+
+
+def kept(folder):
+    return {name: (folder / name).read_bytes() for name in ("results.json", "evaluation.npz")}
+
+
+def test_results_of_other_pictures_never_replace_the_runs_own(launch, people_run, people_root, tmp_path):
+    folder, _ = people_run
+    own = kept(folder)
+    others = []
+    for name, people in (("fewer", 4), ("fewest", 2)):
+        root = tmp_path / name
+        for role in ("train", "query", "gallery"):
+            (root / role).mkdir(parents=True)
+            for person in sorted((people_root / role).iterdir())[: people if role != "train" else None]:
+                (root / role / person.name).symlink_to(person)
+        for more in ((), ("--flip",)):
+            others.append(written(launch("evaluate.py", f"--workdir={folder}", f"--root={root}", *more).fine()))
+            assert results(others[-1])["queries"] == 3 * people
+    assert len(set(others)) == 4 and all(other.parent == folder / "evaluations" for other in others)
+    assert [other.name.split("-")[0] for other in others] == ["folder"] * 4
+    assert others[1].name == f"{others[0].name}-flip"
+    assert kept(folder) == own
+    launch("report.py", f"--workdir={folder}").fine()
+    launch("report.py", f"--workdir={folder}", f"--root={tmp_path / 'fewer'}").mistake("other query pictures", "--root")
+
+
+def test_a_set_that_was_moved_is_still_the_runs_own(launch, people_run, people_root, tmp_path):
+    folder, _ = people_run
+    shutil.copytree(people_root, tmp_path / "moved")
+    assert written(launch("evaluate.py", f"--workdir={folder}", f"--root={tmp_path / 'moved'}").fine()) == folder
+    launch("report.py", f"--workdir={folder}", f"--root={tmp_path / 'moved'}").fine()
+
+
+def test_results_without_a_hash_are_told_by_their_place(launch, people_run, people_root, tmp_path):
+    """Results of older versions do not tell their pictures."""
+    folder = Path(shutil.copytree(people_run[0], tmp_path / "run"))
+    old = {name: value for name, value in results(folder).items() if name != "pictures_sha256"}
+    (folder / "results.json").write_text(json.dumps(old))
+    shutil.copytree(people_root, tmp_path / "copy")
+    out = written(launch("evaluate.py", f"--workdir={folder}", f"--root={tmp_path / 'copy'}").fine())
+    assert out.parent == folder / "evaluations" and json.loads((folder / "results.json").read_text()) == old
+    assert written(launch("evaluate.py", f"--workdir={folder}").fine()) == folder
+    assert "pictures_sha256" in results(folder)

@@ -50,7 +50,7 @@ def test_training_starts_from_ported_weights(launch, tiny, ported, tmp_path):
 
 MISTAKES = {
     "another network": ({"argument": ",backbone=64x2x2"}, "of another shape", "width 32", "give --config the same backbone"),
-    "cameras it does not know": ({"argument": ",camera=true"}, "cameras up to number 3", "was trained with 0"),
+    "cameras it does not know": ({"argument": ",camera=true"}, "have no camera embedding", "camera=false"),
     "an encoder": ({}, "an encoder alone cannot be evaluated", "--config.init.weights="),
 }
 

@@ -13,7 +13,7 @@ from occreid_jax.data.captions import read_captions
 from occreid_jax.data.readers.synthetic import read
 from occreid_jax.errors import DataError, UserError
 from occreid_jax.losses.contrastive import paired_contrastive
-from occreid_jax.train.setup import caption_table
+from occreid_jax.train.rendered import caption_table
 from occreid_jax.types import Meta
 from occreid_jax.vocabulary import END, tiny_vocabulary
 

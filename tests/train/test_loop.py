@@ -14,9 +14,10 @@ import pytest
 
 from occreid_jax.errors import UserError
 from occreid_jax.files import read_json
+from occreid_jax.train.folder import claim_workdir
 from occreid_jax.train.log import Reporter, read_metrics
 from occreid_jax.train.loop import Trainer
-from occreid_jax.train.setup import claim_workdir, open_setup
+from occreid_jax.train.setup import open_setup
 from occreid_jax.train.start import read_run
 from occreid_jax.weights.trees import flatten
 

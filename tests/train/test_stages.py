@@ -15,9 +15,10 @@ from occreid_jax.evaluation.evaluate import parameters_hash
 from occreid_jax.losses.identity import cross_entropy
 from occreid_jax.methods.base import MethodBase
 from occreid_jax.train import loop
+from occreid_jax.train.folder import claim_workdir
 from occreid_jax.train.log import Reporter, read_metrics
 from occreid_jax.train.loop import Trainer
-from occreid_jax.train.setup import claim_workdir, open_setup
+from occreid_jax.train.setup import open_setup
 from occreid_jax.types import Aux, Stage, Update
 
 WIDTH = 6

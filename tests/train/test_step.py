@@ -17,8 +17,7 @@ from occreid_jax.augment import roa
 from occreid_jax.data import occluders, resident, stream
 from occreid_jax.errors import UserError
 from occreid_jax.report import samples
-from occreid_jax.train import setup as train_setup
-from occreid_jax.train import state
+from occreid_jax.train import rendered, state
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.loop import Trainer
 from occreid_jax.train.plan import make_plan
@@ -233,12 +232,12 @@ def test_shared_tables_of_the_report_and_unknown_ones(pasting):
 
 def test_the_default_library_is_rendered_once(new_setup, monkeypatch):
     setup = new_setup()
-    monkeypatch.setattr(train_setup, "RENDERED", 9)
-    made = train_setup.rendered_occluders
-    monkeypatch.setattr(train_setup, "rendered_occluders", lambda seed, task: made(seed, task, 9))
+    monkeypatch.setattr(rendered, "RENDERED", 9)
+    made = rendered.rendered_occluders
+    monkeypatch.setattr(rendered, "rendered_occluders", lambda seed, task: made(seed, task, 9))
     tables = setup.shared(occluders.TABLES)
     assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE, 4) and tables["occluder_sides"].dtype == np.int32
-    monkeypatch.setattr(train_setup, "rendered_occluders", None)
+    monkeypatch.setattr(rendered, "rendered_occluders", None)
     again = new_setup()
     np.testing.assert_array_equal(again.shared(("occluders",))["occluders"], tables["occluders"])
     (folder,) = setup.cache.glob("occluders-0-*")
