@@ -66,7 +66,8 @@ def hold(folder: Path) -> Held:
         folder.mkdir(parents=True, exist_ok=True)
         file = open(folder / LOCK, "a+", encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); choose another --workdir") from error
+        words = remedy(error) if dead_link(folder) else "choose another --workdir"
+        raise UserError(f"{folder}: cannot be written ({error.strerror or error}); {words}") from error
     try:
         import fcntl  # not on every system
 
@@ -78,8 +79,8 @@ def hold(folder: Path) -> Held:
         file.seek(0)
         owner = " ".join(file.read().split())
         file.close()
-        remedy = "wait for it, stop it, or choose another --workdir"
-        raise UserError(f"{folder}: another process trains there{f' ({owner})' if owner else ''}; {remedy}") from error
+        who = f"another process trains there{f' ({owner})' if owner else ''}"
+        raise UserError(f"{folder}: {who}; wait for it, stop it, or choose another --workdir") from error
     file.truncate(0)
     file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
     file.flush()
@@ -126,21 +127,34 @@ def remedy(error: OSError) -> str:
     """What helps against a file that could not be written, or that could not be read."""
     if error.errno in FULL:
         return "make room, then run the same command again"
-    if error.errno == errno.ELOOP:
-        return "it is a link that leads back to itself: remove the link, or name what it should lead to"
+    paths = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if name]
+    if error.errno == errno.ELOOP or any(map(dead_link, paths)):
+        return "a link there leads nowhere, or back to itself: remove it, or name what it should lead to"
     if error.errno == errno.ENAMETOOLONG:
         return "give it a shorter name"
-    if error.errno in FORBIDDEN and error.filename and not readable(Path(os.fsdecode(error.filename))):
+    if error.errno in FORBIDDEN and not all(map(readable, paths)):
         return "give yourself permission to read it, or name another place"
     return "choose a folder that can be written"
 
 
+def dead_link(path: Path) -> bool:
+    """Whether a path, or what exists of it, is a link to nothing."""
+    path = nearest(path)
+    return path.is_symlink() and not path.exists()
+
+
 def readable(path: Path) -> bool:
-    """Whether what exists of a path, itself or the folder nearest to it, may be read and entered."""
+    """Whether what exists of a path may be read and entered."""
+    path = nearest(path)
+    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+
+
+def nearest(path: Path) -> Path:
+    """A path, or the nearest of the folders above it, that exists, as a link to nothing does."""
     path = path.absolute()
     while not os.path.lexists(path) and path != path.parent:
         path = path.parent
-    return os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0))
+    return path
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -195,6 +195,8 @@ def _reason(error: Exception) -> str:
         return "not an image"
     if isinstance(error, FileNotFoundError):
         return "missing"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror  # without the path, which stands before it
     return " ".join(str(error).split()) or type(error).__name__
 
 

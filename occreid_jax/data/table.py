@@ -28,7 +28,7 @@ import PIL
 
 from occreid_jax.data.decode import RESIZE_FILTERS, Decoded, decode_image, decode_parts, in_order, used_bits
 from occreid_jax.errors import DataError, UserError, listed
-from occreid_jax.files import write_text
+from occreid_jax.files import FULL, dead_link, write_text
 
 if TYPE_CHECKING:
     from occreid_jax.types import Dataset, Split
@@ -161,8 +161,10 @@ def _build(
                 )
             _write(folder, split.names, paths, shape, resize_filter, decode, progress)
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+            full = error.errno in FULL
             remedy = "make room or choose another cache folder" if full else "choose a cache folder that can be written"
+            if dead_link(cache):
+                remedy = f"{cache} is a link that leads nowhere, or back to itself"
             raise DataError(f"cannot write the image table under {cache} ({error.strerror or error}): {remedy}") from None
         index = _opened(folder, shape)
         if index is None:

@@ -76,7 +76,7 @@ def test_half_a_set_in_another_format(market_tree):
 
 @pytest.mark.parametrize("number, remedy", [
     (errno.EACCES, "give yourself permission to read it, or name another place"),
-    (errno.ELOOP, "it is a link that leads back to itself: remove the link, or name what it should lead to"),
+    (errno.ELOOP, "a link there leads nowhere, or back to itself: remove it, or name what it should lead to"),
 ])  # fmt: skip
 def test_folders_that_cannot_be_listed(market_tree, monkeypatch, number, remedy):
     """The superuser may read everything, so the system's refusal is played."""

@@ -42,8 +42,8 @@ class Finished:
 
 @pytest.fixture(scope="session")
 def launch(tmp_path_factory):
-    """``launch("train.py", *arguments, folder=, limit=, NAME=)`` runs a command in a warm process; ``limit`` is the largest file,
-    names in capitals are added to its environment."""
+    """``launch("train.py", *arguments, folder=, limit=, bound=, NAME=)`` runs a command in a warm process. ``limit`` is the
+    largest file; with ``bound``, permissions hold as for everybody; names in capitals are added to the environment."""
     outputs = tmp_path_factory.mktemp("outputs")
     flags = os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2")
     environment = os.environ | {"XLA_FLAGS": flags, "PYTHONPATH": str(ROOT)}
@@ -54,7 +54,7 @@ def launch(tmp_path_factory):
     assert worker.stdout.readline() == "ready\n"
     count = 0
 
-    def run(script: str, *arguments, folder: Path = outputs, limit: int = 0, **environment: str) -> Finished:
+    def run(script: str, *arguments, folder: Path = outputs, limit: int = 0, bound: bool = False, **environment) -> Finished:
         nonlocal count
         count += 1
         output = outputs / f"{count:03d}"
@@ -63,6 +63,7 @@ def launch(tmp_path_factory):
             "arguments": [str(argument) for argument in arguments],
             "folder": str(folder),
             "limit": limit,
+            "bound": bound,
             "environment": environment,
             "output": str(output),
         }
