@@ -113,7 +113,6 @@ def get_config(arg: str = ""):
         most_area=0.75,
         balanced=False,  # False: the paper's three places, of which two coincide
         hard=False,  # paste whole pixels instead of soft edges
-        rectangles=False,  # paste whole boxes; cut_and_paste always does
         probability=1.0,
     )
     config.stages = dict(

@@ -182,7 +182,10 @@ def published_stages() -> dict:
     """The three stages with CLIP: what the paper states, and CLIP-ReID's and SPT's values where it is silent."""
     slow = common.adam(learning_rate=5e-6, bias_factor=2.0)
     steps = dict(name="multistep", milestones=(20, 40), gamma=0.1, warmup_epochs=10, warmup_factor=0.1)
-    cosine = lambda rate: dict(name="cosine", warmup_epochs=5, warmup_start=0.01 * rate, floor=0.002 * rate)  # noqa: E731
+
+    def cosine(rate: float) -> dict:
+        return dict(name="cosine", warmup_epochs=5, warmup_start=0.01 * rate, floor=0.002 * rate)
+
     return dict(
         prompts=dict(
             epochs=100,

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.errors import UserError
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 RULES = ("sequential", "mean")
@@ -63,8 +64,7 @@ def info_nce(features: Array, bank: Array, labels: Array, temperature: float = 0
     ``floor`` 0 is plain cross entropy. The official 1e-6 caps the loss at 13.8 and damps the gradient of hopeless samples.
     """
     # Both sides are unit vectors here, whatever they are in the bank: plain products of long features would overflow.
-    unit = lambda x: x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))  # noqa: E731
-    features, bank = unit(features.astype(jnp.float32)), jax.lax.stop_gradient(unit(bank))
+    features, bank = unit_vectors(features), jax.lax.stop_gradient(unit_vectors(bank))
     logits = jnp.matmul(features, bank.T, precision=jax.lax.Precision.HIGHEST) / temperature
     log_probability = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), labels[:, None], axis=-1)[:, 0]
     return -jnp.log(jnp.exp(log_probability) + floor) if floor else -log_probability

@@ -94,7 +94,8 @@ class Stage:
     inputs: tuple[str, ...] = ("image",)  # tables gathered per image
     shared: tuple[str, ...] = ()  # tables handed over whole, for example a library of occluders
     refresh_every: int = 0  # epochs between calls of Method.prepare; 0 means at the stage start only
-    views: int = 1  # of a picture that pass the network in a step, for utilisation: 2 with an occluded twin
+    flops: float = 0.0  # of one picture's forward passes in a step, a gradient going back through them; 0: unknown
+    frozen_flops: float = 0.0  # of forward passes that nothing goes back through
 
 
 class Aux(NamedTuple):

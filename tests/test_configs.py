@@ -82,7 +82,10 @@ def test_features_and_distances_have_the_stated_shapes(name):
         "index": jax.ShapeDtypeStruct((4,), jnp.int32),
         "valid": jax.ShapeDtypeStruct((4,), bool),
     }
-    embed = lambda p, e, b: method.embed(p, e, method.transform(b), "query")  # noqa: E731
+
+    def embed(params, extra, raw):
+        return method.embed(params, extra, method.transform(raw), "query")
+
     features = jax.eval_shape(embed, params, extra, batch)
     assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(features))
     distance = jax.eval_shape(method.distance, features, features)

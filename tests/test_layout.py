@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "occreid_jax"
-BASE = {"types", "errors", "config", "files", "parts", "distributed", "passes", "vocabulary", "assets", "cameras"}
+BASE = {"types", "errors", "config", "files", "parts", "distributed", "passes", "vocabulary", "assets", "cameras", "vectors"}
 # What each package may import beside the base modules and itself.
 ALLOWED = {
     "data": set(),

@@ -47,15 +47,19 @@ def colour_jitter(key: Array, image: Array, brightness: float, contrast: float, 
     four changes; here they stay float32.
     """
     key_factors, key_order = jax.random.split(key)
-    factors = jax.random.uniform(key_factors, (4,), minval=-1.0, maxval=1.0)
-    by = lambda strength, draw: jnp.maximum(1.0 + strength * draw, 0.0)  # noqa: E731
-    clip = lambda x: jnp.clip(x, 0.0, 1.0)  # noqa: E731
-    changes = (
-        lambda x: clip(x * by(brightness, factors[0])),
-        lambda x: clip(jnp.mean(grey(x)) + (x - jnp.mean(grey(x))) * by(contrast, factors[1])),
-        lambda x: clip(grey(x) + (x - grey(x)) * by(saturation, factors[2])),
-        lambda x: clip(shift_hue(x, hue * factors[3])) if hue else x,
-    )
+    draws = jax.random.uniform(key_factors, (4,), minval=-1.0, maxval=1.0)
+    factors = jnp.maximum(1.0 + jnp.asarray([brightness, contrast, saturation, 0.0]) * draws, 0.0)
+
+    def blended(image: Array, change: Array) -> Array:
+        """One of the first three: away from black, from the mean grey or from each pixel's own; the fourth has a factor of 1."""
+        greys = grey(image)
+        other = jnp.where(change == 1, jnp.mean(greys), jnp.where(change == 2, greys, 0.0))
+        return jnp.clip(other + (image - other) * factors[change], 0.0, 1.0)
+
+    def turned(image: Array) -> Array:
+        return jnp.clip(shift_hue(image, hue * draws[3]), 0.0, 1.0)
+
+    # Under vmap a switch computes all its branches for every image, so there is none but for the hue.
     for change in jax.random.permutation(key_order, 4):
-        image = jax.lax.switch(change, changes, image)
+        image = jnp.where(change == 3, turned(image), blended(image, change)) if hue else blended(image, change)
     return image

@@ -32,7 +32,10 @@ def draw_box(key: Array, vertical: Array, height: int, width: int) -> tuple[Arra
     The other side is a whole number, evenly between a quarter and a half of the picture's, both included.
     """
     key_width, key_height, key_right, key_bottom = jax.random.split(key, 4)
-    draw = lambda key, side: jax.random.randint(key, (), round(SIZES[0] * side), round(SIZES[1] * side) + 1)  # noqa: E731
+
+    def draw(key: Array, side: int) -> Array:
+        return jax.random.randint(key, (), round(SIZES[0] * side), round(SIZES[1] * side) + 1)
+
     box_width = jnp.where(vertical, draw(key_width, width), width)
     box_height = jnp.where(vertical, height, draw(key_height, height))
     top = jnp.where(jax.random.bernoulli(key_bottom), height - box_height, 0)

@@ -124,6 +124,13 @@ def choose_partners(
     return Transfer(partner, used & (partner != jnp.arange(count)))
 
 
+def hole_owner(partner: Array, hole_of: str) -> Array:
+    """Row int32 [B] of the image whose salient patches each image of a batch is shown through: its partner's or its own."""
+    if hole_of not in HOLES:
+        raise ValueError(f"unknown hole_of '{hole_of}'; it must be one of {', '.join(HOLES)}")
+    return partner if hole_of == "partner" else jnp.arange(len(partner))
+
+
 def recombine(tokens: Array, masks: Array, partner: Array, hole_of: str = "partner") -> Array:
     """Tokens float [B, N, D] of recombined images (Eq. 7): image i where its partner's mask [B, N] is 1, the partner elsewhere.
 
@@ -131,9 +138,7 @@ def recombine(tokens: Array, masks: Array, partner: Array, hole_of: str = "partn
     official code has the "partner"'s, the one direction that fits OIoU's denominator, and ``hole_of="target"`` takes the
     image's own. Works for anything with the patch as its second axis, such as masks [B, N, 1].
     """
-    if hole_of not in HOLES:
-        raise ValueError(f"unknown hole_of '{hole_of}'; it must be one of {', '.join(HOLES)}")
-    hole = (masks[partner] if hole_of == "partner" else masks).astype(tokens.dtype)[..., None]
+    hole = masks[hole_owner(partner, hole_of)].astype(tokens.dtype)[..., None]
     changed = hole * tokens + (1 - hole) * tokens[partner]
     own = (partner == jnp.arange(len(partner))).reshape(-1, *[1] * (tokens.ndim - 1))
     return jnp.where(own, tokens, changed)

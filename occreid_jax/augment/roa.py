@@ -76,7 +76,7 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
 
     * ``kind``: "roa", "cut_and_paste" (whole boxes), "erasing" (random erasing with probability ``config.erasing``, which counts
       here only) or "none" (the twin is the picture itself),
-    * ``probability`` that an object is pasted; ``least_area``, ``most_area``, ``balanced``, ``hard`` and ``rectangles`` as in
+    * ``probability`` that an object is pasted; ``least_area``, ``most_area``, ``balanced`` and ``hard`` as in
       `realistic_occlusion`.
 
     Returns ``augment(rng, batch)``, whose batch needs the library (`paste.LIBRARY`) unless nothing is pasted. The result has no
@@ -89,7 +89,7 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
     kind, probability = settings.kind, settings.probability
     check("kind", kind, KINDS)
     areas = dict(least_area=settings.least_area, most_area=settings.most_area)
-    rules = dict(balanced=settings.balanced, hard=settings.hard, rectangles=settings.rectangles or kind == "cut_and_paste")
+    rules = dict(balanced=settings.balanced, hard=settings.hard, rectangles=kind == "cut_and_paste")
 
     def one(key, image, parts, pictures, sides):
         key_geometry, key_jitter, key_use, key_occluder = jax.random.split(key, 4)

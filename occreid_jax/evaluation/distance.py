@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterator
 import jax
 import numpy as np
 
-from occreid_jax.losses.metric import l2_normalise as normalize
 from occreid_jax.losses.metric import squared_distances
 from occreid_jax.types import Array, Features
+from occreid_jax.vectors import unit_vectors as normalize
 
 
 def euclidean(query: Array, gallery: Array) -> Array:

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from occreid_jax.errors import UserError
-from occreid_jax.losses.metric import unit_vectors
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 BEYOND = ("linear", "wrap")

@@ -8,22 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from occreid_jax.errors import UserError
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 DISTANCES = ("euclidean", "cosine")
-
-
-def l2_normalise(features: Array, epsilon: float = 1e-12) -> Array:
-    """Features [..., D] divided by their L2 norm, float32; a zero vector stays zero."""
-    features = features.astype(jnp.float32)
-    return features / jnp.maximum(jnp.linalg.norm(features, axis=-1, keepdims=True), epsilon)
-
-
-def unit_vectors(features: Array) -> Array:
-    """`l2_normalise` for training: the same values, and no gradient (instead of nan) where a vector is zero."""
-    features = features.astype(jnp.float32)
-    zero = jnp.sum(features * features, axis=-1, keepdims=True) == 0.0
-    return jnp.where(zero, 0.0, l2_normalise(jnp.where(zero, 1.0, features)))
 
 
 def squared_distances(a: Array, b: Array) -> Array:
@@ -67,9 +55,11 @@ def hardest_pairs(distances: Array, labels: Array, ignored: Array | None = None)
     negative = ~same if ignored is None else ~same & ~ignored
     has_negative = jnp.any(negative, axis=1)
     # Picked by index: the gradient of a maximum finds it again by equality, which rounding can miss where XLA computes twice.
-    pick = lambda index: jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0]  # noqa: E731
-    hardest_positive = pick(jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1))
-    hardest_negative = pick(jnp.argmin(jnp.where(negative, distances, jnp.inf), axis=1))
+    furthest = jnp.argmax(jnp.where(same, distances, -jnp.inf), axis=1)
+    nearest = jnp.argmin(jnp.where(negative, distances, jnp.inf), axis=1)
+    hardest_positive, hardest_negative = (
+        jnp.take_along_axis(distances, index[:, None], axis=1)[:, 0] for index in (furthest, nearest)
+    )
     hardest_negative = jnp.where(has_negative, hardest_negative, jnp.inf)
     return HardestPairs(hardest_positive, hardest_negative, has_negative)
 

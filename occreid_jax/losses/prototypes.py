@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from occreid_jax.losses.metric import unit_vectors
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 SIDES = ("prototype", "feature", "both")
@@ -27,7 +27,10 @@ def masked_cosines(
     """
     if side not in SIDES or order not in ORDERS:
         raise ValueError(f"masks know the sides {', '.join(SIDES)} and the orders {', '.join(ORDERS)}, not {side!r}, {order!r}")
-    product = lambda a, b: jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
+
+    def product(a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
+
     features, prototypes, masks = unit_vectors(features), unit_vectors(prototypes), masks.astype(jnp.float32)
     squared_masks = masks * masks
     cosines = product(features * (squared_masks if side == "both" else masks), prototypes)

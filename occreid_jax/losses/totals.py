@@ -67,16 +67,23 @@ def clip_reid_terms(
     labels: Array,
     margin: float | None = 0.3,
     smoothing: float = 0.1,
+    left_out: Array | None = None,
+    ignored: Array | None = None,
 ) -> ClipReIDTerms:
     """Sums over heads and features, not means (Li et al. 2023, official code).
 
     logits: [B, C] of each head (two); features: [B, D] of each place a triplet is mined (three); image_text_logits [B, C] are
     image features times the frozen text features of all C identities, or None for the one-stage baselines, whose term is 0;
-    labels int32 [B]. ``smoothing`` holds for both cross entropies.
+    labels int32 [B]. ``smoothing`` and ``left_out`` hold for all cross entropies, see `identity.cross_entropy`, and ``ignored``
+    for all triplets, see `metric.hardest_pairs`.
     """
-    identity = sum(cross_entropy(each, labels, smoothing) for each in logits)
-    triplet = sum(batch_hard_triplet(each, labels, margin) for each in features)
-    image_text = jnp.float32(0) if image_text_logits is None else cross_entropy(image_text_logits, labels, smoothing)
+
+    def classify(each: Array) -> Array:
+        return cross_entropy(each, labels, smoothing, left_out=left_out)
+
+    identity = sum(classify(each) for each in logits)
+    triplet = sum(batch_hard_triplet(each, labels, margin, ignored=ignored) for each in features)
+    image_text = jnp.float32(0) if image_text_logits is None else classify(image_text_logits)
     return ClipReIDTerms(identity, triplet, image_text)
 
 

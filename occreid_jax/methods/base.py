@@ -13,10 +13,11 @@ import numpy as np
 from occreid_jax.augment import appearance, standard
 from occreid_jax.config import Range, check_numbers, check_ranges, flatten, to_dict
 from occreid_jax.errors import UserError
-from occreid_jax.losses.metric import l2_normalise, squared_distances
+from occreid_jax.losses.metric import squared_distances
 from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.precision import compute_dtype
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 CLIP = "clip_"  # what the name of a backbone begins with if it is the image tower of a CLIP
@@ -60,13 +61,22 @@ class MethodBase:
         names = sorted(self.config.stages)
         if unknown := [name for name in names if self.order and name not in self.order]:
             raise UserError(f"config.stages.{unknown[0]}: this method's stages are {', '.join(self.order)}")
-        return tuple(self.stage(name, self.config.stages[name]) for name in self.order or names if name in names)
+        chosen = [name for name in self.order or names if name in names and name not in self.idle]
+        return tuple(self.stage(name, self.config.stages[name]) for name in chosen)
+
+    @property
+    def idle(self) -> frozenset[str]:
+        """Stages of the config in which the switches leave nothing to do."""
+        return frozenset()
 
     def stage(self, name: str, block) -> Stage:
-        """The stage of one config block: every parameter but the frozen neck biases moves."""
+        """The stage of one config block: every parameter but the frozen neck biases moves, and every row of a batch counts."""
+        if block.sampler.get("remainder", "drop") != "drop":
+            told = "the losses of this stage count every row of a batch, also those that only pad it"
+            raise UserError(f"config.stages.{name}.sampler.remainder is '{block.sampler.remainder}', but {told}; set drop")
         update = Update(trainable=".*", optimizer=block.optimizer, frozen=heads.FROZEN_BIAS)
         augment = standard(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
-        return Stage(name, block.epochs, block.sampler, (update,), augment)
+        return Stage(name, block.epochs, block.sampler, (update,), augment, flops=self.forward_flops())
 
     def init(self, rng: Array) -> tuple[Params, Extra]:
         raise AttributeError(f"{type(self).__name__} must define init")
@@ -97,7 +107,7 @@ class MethodBase:
 
     def distance(self, query: Features, gallery: Features) -> Array:
         """Squared Euclidean distance of L2-normalised features, [Q, D] x [G, D] -> [Q, G]; the ranking is that of cosine."""
-        return squared_distances(l2_normalise(query), l2_normalise(gallery))
+        return squared_distances(unit_vectors(query), unit_vectors(gallery))
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """Nothing to show."""
@@ -114,7 +124,8 @@ class MethodBase:
         return jax.nn.softmax(cls_logits, axis=-1).mean(axis=1).reshape(-1, *grid)
 
     def forward_flops(self) -> float:
-        """Floating-point operations of one image's forward pass, for model FLOPs utilisation; 0 if unknown."""
+        """Floating-point operations of one image's forward pass in `embed`, for model FLOPs utilisation; 0 if unknown. What a
+        training step costs stands in its `Stage`."""
         return 0.0
 
     def check_choice(self, key: str, choices) -> None:
@@ -154,3 +165,15 @@ class MethodBase:
             return vit.ViT(size=vit.size_of(name), patch=settings.patch, **(values | changes))
         except ValueError as error:
             raise UserError(f"config.method.backbone: {error}") from error
+
+
+def with_statistics(extra: Extra, **changed: Params) -> Extra:
+    """``extra`` with other batch statistics under the given names."""
+    return extra | {"batch_stats": extra["batch_stats"] | changed}
+
+
+def encoder_flops(encoder: vit.ViT) -> float:
+    """Floating-point operations of one image's forward pass through ``encoder``, its projection of all tokens included."""
+    return vit.forward_flops(
+        encoder.size, encoder.image_size, encoder.patch, encoder.stride, encoder.extra_tokens, encoder.projection_width
+    )

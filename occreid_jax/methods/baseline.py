@@ -15,8 +15,9 @@ import numpy as np
 from occreid_jax.losses.identity import accuracy
 from occreid_jax.losses.margin import am_softmax, arcface, circle, cosface
 from occreid_jax.losses.totals import transreid_terms
-from occreid_jax.methods.base import SIDES, MethodBase
-from occreid_jax.nn import heads, vit
+from occreid_jax.methods.base import SIDES, MethodBase, encoder_flops
+from occreid_jax.nn import heads
+from occreid_jax.nn.layers import run
 from occreid_jax.parts import visible_person
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
 from occreid_jax.weights.trees import merge_encoder
@@ -81,15 +82,13 @@ class Baseline(MethodBase):
         """Identity loss and batch-hard triplet of every feature, each kind with its weight from the config."""
         settings, labels = self.settings, batch["label"]
         features = self.features(params, batch, rng)
-        (normalised, logits), updated = self.heads.apply(
-            {"params": params["heads"], "batch_stats": extra["batch_stats"]}, features, True, mutable=["batch_stats"]
-        )
+        (normalised, logits), statistics = run(self.heads, params["heads"], extra["batch_stats"], features, train=True)
         compared = normalised if settings.triplet_feature == "after" else features
         trained = self.margin_logits(params, normalised, labels) if settings.identity_loss in MARGINS else logits
         identity, triplet = transreid_terms(trained, compared, labels, settings.margin, settings.label_smoothing)
         total = settings.identity_weight * identity + settings.triplet_weight * triplet
         metrics = {"identity": identity, "triplet": triplet, "accuracy": accuracy(logits[0], labels)}
-        return total, Aux(extra | updated, metrics)
+        return total, Aux(extra | {"batch_stats": statistics}, metrics)
 
     def margin_logits(self, params: Params, normalised: Sequence[Array], labels: Array) -> list[Array]:
         """Logits [B, C] of every head with the chosen margin at the labels; the classifiers' rows are class centres."""
@@ -102,7 +101,7 @@ class Baseline(MethodBase):
         """The features before or after their necks side by side, the local ones divided by their number, float32 [B, D]."""
         features = self.features(params, batch)
         if self.settings.test_feature == "after":
-            features, _ = self.heads.apply({"params": params["heads"], "batch_stats": extra["batch_stats"]}, features, False)
+            (features, _), _ = run(self.heads, params["heads"], extra["batch_stats"], features)
         whole, *local = features
         return jnp.concatenate([whole, *(each / len(local) for each in local)], axis=-1)
 
@@ -114,9 +113,7 @@ class Baseline(MethodBase):
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w]: what the cls token of the last block looks at, mean over heads, sums to 1."""
-        attention = jax.nn.softmax(self.cls_logits(params, batch), axis=-1)[..., 1:].mean(axis=1)
-        attention = attention / attention.sum(axis=-1, keepdims=True)
-        return {"attention": attention.reshape(-1, *self.backbone.grid)}
+        return {"attention": self.attention_map(self.cls_logits(params, batch)[..., 1:], self.backbone.grid)}
 
     def forward_flops(self) -> float:
-        return vit.forward_flops(self.backbone.size, self.meta.image_size, self.backbone.patch, self.backbone.stride)
+        return encoder_flops(self.backbone)

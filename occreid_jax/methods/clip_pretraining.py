@@ -14,11 +14,11 @@ import jax.numpy as jnp
 
 from occreid_jax.errors import UserError
 from occreid_jax.losses.contrastive import paired_contrastive
-from occreid_jax.losses.metric import l2_normalise
 from occreid_jax.methods.base import MethodBase
 from occreid_jax.nn import vit
 from occreid_jax.nn.clip import clip_size, clip_text, clip_visual
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.vocabulary import tiny_vocabulary
 
 Array = jax.Array
@@ -69,11 +69,11 @@ class ClipPretraining(MethodBase):
             order = jnp.argsort(jax.random.uniform(rng, (images.shape[0], patches)), axis=1)
             kept = order[:, : max(1, round(keep * patches))]
             out = self.visual.apply({"params": params["visual"]}, images, kept, method=some_patches)
-        return l2_normalise(out)
+        return unit_vectors(out)
 
     def text_features(self, params: Params, rows: Array) -> Array:
         """Rows of the vocabulary int32 [B, L] -> unit features float32 [B, E]."""
-        return l2_normalise(self.text.apply({"params": params["text"]}, rows))
+        return unit_vectors(self.text.apply({"params": params["text"]}, rows))
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
         """CLIP's symmetric loss of one sentence per picture. One identity, or one sentence, makes no negative pair."""
@@ -95,9 +95,7 @@ class ClipPretraining(MethodBase):
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w]: what the cls token of the last block looks at, mean over heads, sums to 1."""
         out = self.visual.apply({"params": params["visual"]}, batch["image"], return_cls_logits=True)
-        attention = jax.nn.softmax(out.cls_logits, axis=-1)[..., 1:].mean(axis=1)
-        attention = attention / attention.sum(axis=-1, keepdims=True)
-        return {"attention": attention.reshape(-1, *self.visual.grid)}
+        return {"attention": self.attention_map(out.cls_logits[..., 1:], self.visual.grid)}
 
     def forward_flops(self) -> float:
         """Of the image tower with all patches; the text tower's are left out, as their number depends on the sentences."""

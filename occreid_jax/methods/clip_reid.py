@@ -17,10 +17,11 @@ import numpy as np
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy
 from occreid_jax.losses.totals import clip_reid_terms
-from occreid_jax.methods.base import SIDES
+from occreid_jax.methods.base import SIDES, encoder_flops, with_statistics
 from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.clip_resnet import resnet_flops
+from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
 from occreid_jax.weights.trees import merge_clip
 
@@ -116,17 +117,13 @@ class ClipReID(PromptLearning):
         self, params: Params, extra: Extra, batch: Batch, train: bool = False, cameras: bool = True
     ) -> tuple[Views, Extra]:
         """The three features of every image, and ``extra`` with the ResNet's new batch statistics in training."""
-        variables = {"params": params["visual"]}
         if self.is_vit:
             visual = self.visual if cameras else self.visual.clone(cameras=0)
-            out = visual.apply(variables, batch["image"], batch["camid"], train)
+            out = visual.apply({"params": params["visual"]}, batch["image"], batch["camid"], train)
             return Views(out.taps[-2][:, 0].astype(jnp.float32), out.cls, out.projected[:, 0]), extra
-        variables["batch_stats"] = extra["batch_stats"]["visual"]
-        if train:
-            out, updated = self.visual.apply(variables, batch["image"], True, False, mutable=["batch_stats"])
-            extra = extra | {"batch_stats": extra["batch_stats"] | {"visual": updated["batch_stats"]}}
-        else:
-            out = self.visual.apply(variables, batch["image"], False, False)
+        statistics = extra["batch_stats"]["visual"]
+        out, statistics = run(self.visual, params["visual"], statistics, batch["image"], train=train, all_tokens=False)
+        extra = with_statistics(extra, visual=statistics)
         early, late = (jnp.mean(x.astype(jnp.float32), axis=(1, 2)) for x in (out.layer3, out.layer4))
         return Views(early, late, out.pooled), extra
 
@@ -140,10 +137,8 @@ class ClipReID(PromptLearning):
             return self.prompt_loss(params, extra, batch)
         settings, labels = self.settings, batch["label"]
         views, extra = self.views(params, extra, batch, train=True)
-        (_, logits), updated = self.heads.apply(
-            {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}, views[1:], True, mutable=["batch_stats"]
-        )
-        extra = extra | {"batch_stats": extra["batch_stats"] | {"heads": updated["batch_stats"]}}
+        (_, logits), statistics = run(self.heads, params["heads"], extra["batch_stats"]["heads"], views[1:], train=True)
+        extra = with_statistics(extra, heads=statistics)
         image_text = self.image_text_logits(views.projected, extra) if settings.text else None
         terms = clip_reid_terms(logits, views, image_text, labels, settings.margin, settings.label_smoothing)
         total = (
@@ -162,22 +157,19 @@ class ClipReID(PromptLearning):
         """The late and the projected feature side by side, before or after their necks, float32 [B, D + E]."""
         features = self.views(params, extra, batch)[0][1:]
         if self.settings.test_feature == "after":
-            variables = {"params": params["heads"], "batch_stats": extra["batch_stats"]["heads"]}
-            features, _ = self.heads.apply(variables, features, False)
+            (features, _), _ = run(self.heads, params["heads"], extra["batch_stats"]["heads"], features)
         return jnp.concatenate(features, axis=-1)
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w], sums to 1: the last block's cls token, or the strength of the ResNet's last map."""
-        variables = {"params": params["visual"]}
         if self.is_vit:
-            out = self.visual.apply(variables, batch["image"], batch["camid"], return_cls_logits=True)
-            shown = jax.nn.softmax(out.cls_logits, axis=-1)[..., 1:].mean(axis=1).reshape(-1, *self.grid)
-        else:
-            variables["batch_stats"] = extra["batch_stats"]["visual"]
-            shown = jnp.linalg.norm(self.visual.apply(variables, batch["image"]).layer4.astype(jnp.float32), axis=-1)
-        return {"attention": shown / jnp.maximum(shown.sum(axis=(1, 2), keepdims=True), 1e-12)}
+            out = self.visual.apply({"params": params["visual"]}, batch["image"], batch["camid"], return_cls_logits=True)
+            return {"attention": self.attention_map(out.cls_logits[..., 1:], self.grid)}
+        out, _ = run(self.visual, params["visual"], extra["batch_stats"]["visual"], batch["image"])
+        strength = jnp.linalg.norm(out.layer4.astype(jnp.float32), axis=-1)
+        return {"attention": strength / jnp.maximum(strength.sum(axis=(1, 2), keepdims=True), 1e-12)}
 
     def forward_flops(self) -> float:
         if not self.is_vit:
             return resnet_flops(self.size.visual, self.meta.image_size, self.size.embed, all_tokens=False)
-        return vit.forward_flops(self.size.visual, self.meta.image_size, self.visual.patch, self.visual.stride)
+        return encoder_flops(self.visual)

@@ -20,8 +20,9 @@ from occreid_jax.augment.paste import LIBRARY
 from occreid_jax.augment.roa import roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase
-from occreid_jax.nn import blending, heads, selection, vit
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
+from occreid_jax.nn import blending, heads, pooling, selection, vit
+from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
 from occreid_jax.weights.trees import merge_encoder
 
@@ -93,8 +94,8 @@ class DPEFormer(MethodBase):
             )
         if tokens < 3:
             raise UserError(f"config.method.patch and stride leave {tokens} tokens of an image, too few to select from")
-        scaled = lambda count: int(count * tokens / TOKENS + 0.5)  # noqa: E731
-        self.least, self.fixed = scaled(settings.selection.least), scaled(settings.selection.fixed)
+        counts = settings.selection.least, settings.selection.fixed
+        self.least, self.fixed = (int(count * tokens / TOKENS + 0.5) for count in counts)
         if settings.selection.fixed:
             self.fixed = max(self.fixed, 1)
         if not self.selects:
@@ -118,7 +119,7 @@ class DPEFormer(MethodBase):
             return plain
         augment = roa(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
         shared = LIBRARY if block.augment.occlusion.kind in PASTED else ()
-        return dataclasses.replace(plain, augment=augment, shared=shared, views=2)
+        return dataclasses.replace(plain, augment=augment, shared=shared, flops=2 * plain.flops)
 
     # Parameters and memory --------------------------------------------------------------------------------------------
 
@@ -145,8 +146,8 @@ class DPEFormer(MethodBase):
 
     def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
         """Fills the memory before training: the mean feature of every identity over its un-augmented images."""
-        found = context.pass_(self.remembered)
-        means = {name: banks.identity_means(found[name], context.labels, self.meta.identities) for name in self.bank_heads}
+        features = context.pass_(self.remembered)
+        means = {name: banks.identity_means(features[name], context.labels, self.meta.identities) for name in self.bank_heads}
         return context.extra | {name: jnp.asarray(rows) for name, rows in means.items()}
 
     def remembered(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
@@ -169,20 +170,22 @@ class DPEFormer(MethodBase):
             {"params": params["backbone"]}, images, camids, train, cls_logits, rngs={"dropout": rng} if train else None
         )
         cls, tokens = out.cls, out.tokens[:, 1:]
-        chosen = settings.selection
-        found = selection.select_tokens(
-            cls, tokens, least=self.least, parts=self.parts, fixed=self.fixed, proxy=chosen.proxy,
-            order=chosen.order if self.selects else "spatial",
-            ignore_first_gap=chosen.ignore_first_gap, normalise=chosen.normalise,
+        rule = settings.selection
+        selected = selection.select_tokens(
+            cls, tokens, least=self.least, parts=self.parts, fixed=self.fixed, proxy=rule.proxy,
+            order=rule.order if self.selects else "spatial",
+            ignore_first_gap=rule.ignore_first_gap, normalise=rule.normalise,
         )  # fmt: skip
-        memory = selection.pool(selection.stripe_weights(tokens.shape[1], self.parts), tokens)
-        pooled = selection.pool(found.weights, tokens)
+        memory = pooling.part_pool(tokens, self.parts)
+        pooled = pooling.pool(selected.weights, tokens)
         parts = pooled
         if self.blends:
             whole = jax.lax.stop_gradient(cls) if settings.blending.detach_cls else cls
-            blend = lambda part: self.blending.apply({"params": params[f"fbm_{part}"]}, pooled[:, part], whole)  # noqa: E731
-            parts = jnp.stack([blend(part) for part in range(self.parts)], axis=1)
-        return Encoded(cls, memory.reshape(len(memory), -1), pooled, parts, found, out.cls_logits)
+            blended = [
+                self.blending.apply({"params": params[f"fbm_{part}"]}, pooled[:, part], whole) for part in range(self.parts)
+            ]
+            parts = jnp.stack(blended, axis=1)
+        return Encoded(cls, memory.reshape(len(memory), -1), pooled, parts, selected, out.cls_logits)
 
     def features(self, encoded: Encoded) -> dict[str, Array]:
         """What each head classifies, by the head's name."""
@@ -193,8 +196,8 @@ class DPEFormer(MethodBase):
 
     def after_neck(self, params: Params, extra: Extra, head: str, feature: Array) -> Array:
         """A feature [B, D] after the neck of a head, with the running statistics."""
-        variables = {"params": params["heads"][head], "batch_stats": extra["batch_stats"][head]}
-        return self.head.apply(variables, feature, False)[0]
+        (normalised, _), _ = run(self.head, params["heads"][head], extra["batch_stats"][head], feature)
+        return normalised
 
     def classify(
         self, params: Params, extra: Extra, features: dict[str, Array], calls: int
@@ -205,9 +208,7 @@ class DPEFormer(MethodBase):
         for name, feature in features.items():
             outputs = []
             for piece in jnp.split(feature, calls):
-                variables = {"params": params["heads"][name], "batch_stats": statistics[name]}
-                output, updated = self.head.apply(variables, piece, True, mutable=["batch_stats"])
-                statistics[name] = updated["batch_stats"]
+                output, statistics[name] = run(self.head, params["heads"][name], statistics[name], piece, train=True)
                 outputs.append(output)
             normalised[name], logits[name] = (jnp.concatenate(pieces) for pieces in zip(*outputs, strict=True))
         return normalised, logits, statistics
@@ -228,16 +229,19 @@ class DPEFormer(MethodBase):
         normalised, logits, statistics = self.classify(params, extra, features, views if settings.neck_per_view else 1)
         changed = {"batch_stats": statistics}
 
+        def classified(logits: Array) -> Array:
+            return cross_entropy(logits, labels, settings.label_smoothing)
+
         weights = (1.0, settings.occluded_identity_weight)[:views]
-        classified = lambda x: cross_entropy(x, labels, settings.label_smoothing)  # noqa: E731
         identity = sum(over_views(classified, values, weights) for values in logits.values()) / sum(weights)
         total = settings.identity_weight * identity
         metrics = {"identity": identity}
         for name, head in self.bank_heads.items():
             compared = (normalised if memory.after_neck else features)[head]
-            contrast = lambda x, bank=extra[name]: jnp.mean(  # noqa: E731
-                banks.info_nce(x, bank, labels, memory.temperature, memory.floor)
-            )
+
+            def contrast(feature: Array, bank: Array = extra[name]) -> Array:
+                return jnp.mean(banks.info_nce(feature, bank, labels, memory.temperature, memory.floor))
+
             contrastive = over_views(contrast, compared, (1.0, memory.occluded_weight)[:views])
             total = total + memory.weight * contrastive
             metrics["contrastive" if name == "bank" else "final_contrastive"] = contrastive
@@ -245,17 +249,24 @@ class DPEFormer(MethodBase):
 
         own = jnp.split(logits["final" if settings.part_branch else "memory"], views)
         metrics |= dict(zip(("accuracy", "occluded_accuracy"), (accuracy(each, labels) for each in own), strict=False))
-        found = encoded.selection
-        mean = lambda values: jnp.mean(values.astype(jnp.float32))  # noqa: E731
-        metrics |= {
-            "selected": mean(found.count),
-            "selected_before_minimum": mean(found.found),
-            "share_of_one": mean(found.found == 1),
-            "share_raised": mean(found.count > found.found),
-        }
+        metrics |= self.selection_metrics(encoded.selection)
         if settings.occluded:
             metrics["covered"] = jnp.mean(batch["covered"])
         return total, Aux(extra | changed, metrics)
+
+    def selection_metrics(self, selected: selection.Selection) -> dict[str, Array]:
+        """How many tokens are selected; by the gaps alone, how often one and how often less than the minimum, where gaps decide.
+        Nothing where all tokens are taken."""
+        if not self.selects:
+            return {}
+        metrics = {"selected": selected.count}
+        if not self.fixed:
+            metrics |= {
+                "selected_before_minimum": selected.by_gap,
+                "share_of_one": selected.by_gap == 1,
+                "share_raised": selected.count > selected.by_gap,
+            }
+        return {name: jnp.mean(values.astype(jnp.float32)) for name, values in metrics.items()}
 
     # Evaluation and reports -------------------------------------------------------------------------------------------
 
@@ -276,36 +287,34 @@ class DPEFormer(MethodBase):
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w] of the cls token, sums to 1; ``scores`` float32 [B, h, w], similarity to the proxy, not
-        below 0; ``selected`` bool [B, h, w]; ``k`` and ``k found`` float32 [B], tokens selected and before the minimum."""
+        below 0; ``selected`` bool [B, h, w]; ``k`` and ``k by the gap`` float32 [B], tokens selected and before the minimum."""
         encoded = self.encode(params, batch["image"], batch["camid"], cls_logits=True)
-        found, grid = encoded.selection, self.backbone.grid
+        selected, grid = encoded.selection, self.backbone.grid
         return {
             "attention": self.attention_map(encoded.cls_logits[..., 1:], grid),
-            "scores": jnp.maximum(found.scores, 0.0).reshape(-1, *grid),
-            "selected": found.selected.reshape(-1, *grid),
-            "k": found.count.astype(jnp.float32),
-            "k found": found.found.astype(jnp.float32),
+            "scores": jnp.maximum(selected.scores, 0.0).reshape(-1, *grid),
+            "selected": selected.selected.reshape(-1, *grid),
+            "k": selected.count.astype(jnp.float32),
+            "k by the gap": selected.by_gap.astype(jnp.float32),
         }
 
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
         """How many tokens are selected, how often the gap behind the proxy wins (k = 1) and the minimum acts, and what is left of
         a picture."""
         image, grid = batch["image"], self.backbone.grid
-        found = self.encode(params, image, batch["camid"]).selection
-        pixels = vit.on_grid(found.selected.reshape(-1, *grid), image.shape[1:3])[..., None]
+        selected = self.encode(params, image, batch["camid"]).selection
+        pixels = vit.on_grid(selected.selected.reshape(-1, *grid), image.shape[1:3])[..., None]
         return {
             "image, selected tokens": jnp.stack([image, jnp.where(pixels, image, 0.0)], axis=1)[:8],
-            "selected tokens k": found.count.astype(jnp.float32),
-            "k before the minimum": found.found.astype(jnp.float32),
-            "share of k = 1": (found.found == 1).astype(jnp.float32),
-            "share clipped to the minimum": (found.count > found.found).astype(jnp.float32),
+            "selected tokens k": selected.count.astype(jnp.float32),
+            "k before the minimum": selected.by_gap.astype(jnp.float32),
+            "share of k = 1": (selected.by_gap == 1).astype(jnp.float32),
+            "share clipped to the minimum": (selected.count > selected.by_gap).astype(jnp.float32),
         }
 
     def forward_flops(self) -> float:
-        visual = self.backbone
-        total = vit.forward_flops(visual.size, self.meta.image_size, visual.patch, visual.stride)
-        blended = blending.feature_blending_flops(visual.size.width, self.settings.blending.heads)
-        return total + self.parts * self.blends * blended
+        blended = blending.feature_blending_flops(self.backbone.size.width, self.settings.blending.heads)
+        return encoder_flops(self.backbone) + self.parts * self.blends * blended
 
 
 def over_views(function: Callable[[Array], Array], values: Array, weights: tuple[float, ...]) -> Array:

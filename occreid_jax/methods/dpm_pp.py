@@ -22,17 +22,17 @@ from occreid_jax.errors import UserError
 from occreid_jax.losses import prototypes
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.margin import BEYOND, angular_margin
-from occreid_jax.losses.metric import batch_hard_triplet, l2_normalise
 from occreid_jax.losses.regularisers import REDUCTIONS, head_correlation, head_enrich
-from occreid_jax.methods import salient_selection
-from occreid_jax.methods.base import CLIP, SIDES
+from occreid_jax.losses.totals import clip_reid_terms
+from occreid_jax.methods import salient_selection, transfer_illustrations
+from occreid_jax.methods.base import CLIP, SIDES, encoder_flops, with_statistics
 from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.methods.salient_selection import SalientSelection
 from occreid_jax.nn import clip, heads, vit
-from occreid_jax.nn.layers import BatchNorm
+from occreid_jax.nn.layers import BatchNorm, run
 from occreid_jax.nn.mask_generator import POOLINGS, MaskGenerator, mask_generator_flops, patch_maps, scaled_levels
-from occreid_jax.parts import visible_person
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.trees import merge_clip, merge_encoder
 
 Array = jax.Array
@@ -85,6 +85,27 @@ class Encoded(NamedTuple):
     cls_logits: Array  # [B, heads, N] what the last block's cls token says to the patches, before the softmax
 
 
+class Recombination(NamedTuple):
+    """How the images of a batch are recombined, and what of it the losses leave out; None where nothing is."""
+
+    salient: Array | None = None  # bool [B, N]
+    transfer: Transfer | None = None
+    left_out: Array | None = None  # int32 [B], the identity that counts in no cross entropy of a row, see `cross_entropy`
+    ignored: Array | None = None  # bool [B, B], pairs that are no negatives
+
+    @property
+    def partner(self) -> Array | None:
+        return None if self.transfer is None else self.transfer.partner
+
+
+class Terms(NamedTuple):
+    """Some terms of the third stage's loss."""
+
+    weighted: tuple[tuple[float, Array], ...]  # weight and value of each
+    metrics: dict[str, Array]
+    statistics: dict[str, Params]  # what of the batch statistics has changed
+
+
 class DPMPP(PromptLearning):
     """Parameters: ``visual``, ``neck``, ``prototypes/weight`` [identities, D]; ``mask_generator`` with ``mask``; ``text`` and
     ``prompts`` with ``text``; ``selection`` with ``transfer``; ``projected_head`` with ``clip_reid_heads``.
@@ -132,6 +153,10 @@ class DPMPP(PromptLearning):
     def in_text_space(self) -> bool:
         return self.settings.mask_space == "text"
 
+    @property
+    def alternates(self) -> bool:
+        return self.settings.alternating and self.settings.mask
+
     def encoder(self, stride: int, cameras: int = 0, projected: bool = True) -> vit.ViT:
         """The image encoder with ``stride``; ``projected`` adds the way into CLIP's text space where that is used."""
         settings, changes = self.settings, {}
@@ -150,15 +175,19 @@ class DPMPP(PromptLearning):
     # Stages -----------------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[Stage, ...]:
-        """Those of the config that the switches leave something to do in."""
-        idle = {PROMPTS: not self.settings.text, SELECTION: self.selection is None}
+        """Those of the config that are not idle. `UserError` if one is missing whose result nothing else brings."""
         init = self.config.init
         for name, brought in ((PROMPTS, init.run), (SELECTION, init.run or "," in init.weights)):
-            if not idle[name] and name not in self.config.stages and not brought:
+            if name not in self.idle and name not in self.config.stages and not brought:
                 raise UserError(
                     f"this config has no stage '{name}', and what it would learn comes from nowhere else; {REMEDIES[name]}"
                 )
-        return tuple(stage for stage in super().stages() if not idle.get(stage.name, False))
+        return super().stages()
+
+    @property
+    def idle(self) -> frozenset[str]:
+        switches = {PROMPTS: self.settings.text, SELECTION: self.selection is not None}
+        return frozenset(name for name, on in switches.items() if not on)
 
     def stage(self, name: str, block) -> Stage:
         if name == PROMPTS:
@@ -168,14 +197,14 @@ class DPMPP(PromptLearning):
         if name == SELECTION:
             by_part = (("decision/", block.decision_optimizer), ("", block.optimizer))
             update = Update("^selection/", by_part, frozen)
-            return dataclasses.replace(pictures, updates=(update,))
+            return dataclasses.replace(pictures, updates=(update,), **self.stage_flops(name))
         mask = ("^mask_generator/", block.mask_optimizer)
         others = (("^(neck|prototypes|projected_head)/", block.head_optimizer), ("", block.optimizer))
         trained = "^(visual|neck|prototypes|projected_head)/"
         updates = (Update("^(visual|neck|prototypes|projected_head|mask_generator)/", (mask, *others), frozen),)
-        if self.settings.alternating and self.settings.mask:
+        if self.alternates:
             updates = (Update(trained, others, frozen), Update(mask[0], mask[1]))
-        return dataclasses.replace(pictures, updates=updates)
+        return dataclasses.replace(pictures, updates=updates, **self.stage_flops(name))
 
     def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
         """Image features before the prompts are learned; the texts of all identities before they serve as anchors."""
@@ -186,26 +215,26 @@ class DPMPP(PromptLearning):
     # Parameters -------------------------------------------------------------------------------------------------------
 
     def init(self, rng: Array) -> tuple[Params, Extra]:
-        keys = jax.random.split(rng, 7)
+        key_visual, key_prototypes, key_mask, key_head, key_selection, key_text, key_prompt = jax.random.split(rng, 7)
         width, identities = self.visual.size.width, self.meta.identities
         images = jnp.zeros((1, *self.meta.image_size, 3))
-        visual = self.visual.init(keys[0], images, jnp.zeros(1, jnp.int32))
-        neck = self.neck.init(keys[1], jnp.zeros((1, width)), False)
-        initial = jax.nn.initializers.xavier_uniform()(keys[1], (identities, width))
+        visual = self.visual.init(key_visual, images, jnp.zeros(1, jnp.int32))
+        neck = self.neck.init(jax.random.fold_in(key_prototypes, 1), jnp.zeros((1, width)), False)
+        initial = jax.nn.initializers.xavier_uniform()(key_prototypes, (identities, width))
         params = {"visual": visual["params"], "neck": neck["params"], "prototypes": {"weight": initial}}
         statistics = {"neck": neck["batch_stats"]}
         extra = {}
         if self.settings.mask:
             maps = jnp.zeros((1, *self.visual.grid, len(self.levels) * width))
-            generator = self.mask_generator.init(keys[2], maps, False)
+            generator = self.mask_generator.init(key_mask, maps, False)
             params["mask_generator"], statistics["mask_generator"] = generator["params"], generator["batch_stats"]
         if self.settings.clip_reid_heads:
-            head = self.projected_head.init(keys[3], jnp.zeros((1, self.visual.projection_width)), False)
+            head = self.projected_head.init(key_head, jnp.zeros((1, self.visual.projection_width)), False)
             params["projected_head"], statistics["projected_head"] = head["params"], head["batch_stats"]
         if self.selection is not None:
-            params["selection"], statistics["selection"] = self.selection.init(keys[4])
+            params["selection"], statistics["selection"] = self.selection.init(key_selection)
         if self.settings.text:
-            prompts, extra = self.init_prompts(keys[5], keys[6])
+            prompts, extra = self.init_prompts(key_text, key_prompt)
             params |= prompts
         return params, extra | {"batch_stats": statistics}
 
@@ -244,20 +273,11 @@ class DPMPP(PromptLearning):
 
     def mask(self, params: Params, extra: Extra, maps: Array, train: bool = False) -> tuple[Array, Params]:
         """Masks float32 [B, D] in (0, 1) and the generator's new statistics."""
-        statistics = extra["batch_stats"]["mask_generator"]
-        variables = {"params": params["mask_generator"], "batch_stats": statistics}
-        if not train:
-            return self.mask_generator.apply(variables, maps, False), statistics
-        masks, updated = self.mask_generator.apply(variables, maps, True, mutable=["batch_stats"])
-        return masks, updated["batch_stats"]
+        return run(self.mask_generator, params["mask_generator"], extra["batch_stats"]["mask_generator"], maps, train=train)
 
     def after_neck(self, params: Params, extra: Extra, feature: Array, train: bool = False) -> tuple[Array, Params]:
         """Features [B, D] after the neck and its new statistics."""
-        variables = {"params": params["neck"], "batch_stats": extra["batch_stats"]["neck"]}
-        if not train:
-            return self.neck.apply(variables, feature, False), extra["batch_stats"]["neck"]
-        feature, updated = self.neck.apply(variables, feature, True, mutable=["batch_stats"])
-        return feature, updated["batch_stats"]
+        return run(self.neck, params["neck"], extra["batch_stats"]["neck"], feature, train=train)
 
     def partners(self, rng: Array, salient: Array, labels: Array, **changes) -> Transfer:
         """`patch_transfer.choose_partners` with the settings of ``config.method.transfer``."""
@@ -277,72 +297,98 @@ class DPMPP(PromptLearning):
         return self.metric_loss(params, extra, batch, rng, stage, t)
 
     def metric_loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
-        """The third stage (Eq. 24): anchors, plain and masked prototypes, triplet, head enrichment."""
-        settings, labels = self.settings, batch["label"]
+        """The third stage (Eq. 24): plain and masked prototypes, triplet, head enrichment, anchors, each with its weight."""
         key_transfer, key_encoder = jax.random.split(rng)
-        salient, transfer, left_out, ignored = None, None, None, None
-        if self.selection is not None:
-            with jax.named_scope("transfer"):
-                saliency = self.selection.saliency(params["selection"], batch["image"])
-                salient = self.selection.mask(saliency, self.visual.grid)
-                transfer = self.partners(key_transfer, salient, labels)
-            if settings.transfer.ignore_identity:
-                left_out = patch_transfer.left_out_identity(labels, transfer)
-            if settings.transfer.ignore_negatives != "none":
-                symmetric = settings.transfer.ignore_negatives == "symmetric"
-                ignored = patch_transfer.ignored_negatives(labels, transfer, symmetric)
-        encoded = self.encode(params, batch, key_encoder, salient, transfer and transfer.partner)
+        mixed = self.recombination(params, batch, key_transfer)
+        encoded = self.encode(params, batch, key_encoder, mixed.salient, mixed.partner)
         feature, neck = self.after_neck(params, extra, encoded.feature, True)
-        statistics = {"neck": neck}
-
-        def classify(logits: Array, smoothing: float) -> Array:
-            return cross_entropy(logits, labels, smoothing, left_out=left_out)
-
-        weight = params["prototypes"]["weight"]
-        logits = jnp.matmul(feature, weight.T, precision=jax.lax.Precision.HIGHEST)
-        identity = classify(logits, settings.label_smoothing)
-        triplet = batch_hard_triplet(encoded.feature, labels, settings.margin, ignored=ignored)
-        metrics = {"accuracy": accuracy(logits, labels)}
-        if settings.clip_reid_heads:
-            variables = {"params": params["projected_head"], "batch_stats": extra["batch_stats"]["projected_head"]}
-            (_, more), updated = self.projected_head.apply(variables, encoded.projected, True, mutable=["batch_stats"])
-            statistics["projected_head"] = updated["batch_stats"]
-            identity = identity + classify(more, settings.label_smoothing)
-            for other in (encoded.early, encoded.projected):
-                triplet = triplet + batch_hard_triplet(other, labels, settings.margin, ignored=ignored)
-        total = settings.identity_weight * identity + settings.triplet_weight * triplet
-        metrics |= {"identity": identity, "triplet": triplet}
-        if settings.mask:
-            masks, statistics["mask_generator"] = self.mask(params, extra, encoded.maps, True)
-            compared, centres = (encoded.projected, extra["texts"]) if self.in_text_space else (feature, weight)
-            cosines = prototypes.masked_cosines(compared, centres, masks, settings.mask_side, settings.mask_order)
-            margined = angular_margin(cosines, labels, settings.cosine_scale, settings.cosine_margin, beyond=settings.beyond)
-            masked = classify(margined, settings.masked_smoothing)
-            total = total + settings.masked_weight * masked
-            metrics |= {"masked_identity": masked, "masked_accuracy": accuracy(cosines, labels)}
-            metrics |= {"mask_mean": jnp.mean(masks), "mask_deviation": jnp.mean(jnp.std(masks, axis=-1))}
-        attention = encoded.cls_logits
-        attention = jax.nn.softmax(attention, axis=-1) if settings.head_softmax else attention
-        enrich = head_enrich(attention, settings.head_reduction)
-        total = total + settings.head_weight * enrich
-        metrics["head_enrich"] = enrich
-        if settings.text:
-            texts = self.anchor_logits(encoded.projected, extra)
-            anchor = classify(texts, settings.label_smoothing)
-            metrics |= {"anchor": anchor, "anchor_accuracy": accuracy(texts, labels)}
-            if settings.anchor_epochs:
-                anchor = jnp.where(t < settings.anchor_epochs / stage.epochs, anchor, 0.0)
-            total = total + settings.anchor_weight * anchor
-        if transfer is not None:
-            metrics |= {"transferred": jnp.mean(transfer.used), "selected": jnp.mean(salient)}
+        found = [self.identity_terms(params, extra, encoded, feature, batch["label"], mixed)]
+        if self.settings.mask:
+            found.append(self.masked_terms(params, extra, encoded, feature, batch["label"], mixed))
+        found.append(self.head_term(encoded))
+        if self.settings.text:
+            found.append(self.anchor_term(extra, encoded, batch["label"], mixed, t * stage.epochs))
+        total = sum(weight * value for terms in found for weight, value in terms.weighted)
+        metrics, statistics = {}, {"neck": neck}
+        for terms in found:
+            metrics |= terms.metrics
+            statistics |= terms.statistics
+        if mixed.transfer is not None:
+            metrics |= {"transferred": jnp.mean(mixed.transfer.used), "selected": jnp.mean(mixed.salient)}
         return total, Aux(with_statistics(extra, **statistics), metrics)
+
+    def recombination(self, params: Params, batch: Batch, rng: Array) -> Recombination:
+        """Partners for the images of a batch and what they leave out of the losses; empty without transfer."""
+        settings, labels = self.settings.transfer, batch["label"]
+        if self.selection is None:
+            return Recombination()
+        with jax.named_scope("transfer"):
+            salient = self.selection.mask(self.selection.saliency(params["selection"], batch["image"]), self.visual.grid)
+            transfer = self.partners(rng, salient, labels)
+        left_out, ignored = None, None
+        if settings.ignore_identity:
+            left_out = patch_transfer.left_out_identity(labels, transfer)
+        if settings.ignore_negatives != "none":
+            ignored = patch_transfer.ignored_negatives(labels, transfer, settings.ignore_negatives == "symmetric")
+        return Recombination(salient, transfer, left_out, ignored)
+
+    def identity_terms(
+        self, params: Params, extra: Extra, encoded: Encoded, feature: Array, labels: Array, mixed: Recombination
+    ) -> Terms:
+        """Cross entropy against the prototypes and triplet (Eq. 14, 17); with ``clip_reid_heads`` CLIP-ReID's sums of both.
+
+        ``feature`` [B, D] is the one after the neck, which the prototypes are compared with; triplets take it before.
+        """
+        settings, statistics = self.settings, {}
+        logits = [jnp.matmul(feature, params["prototypes"]["weight"].T, precision=jax.lax.Precision.HIGHEST)]
+        features = [encoded.feature]
+        if settings.clip_reid_heads:
+            name = "projected_head"
+            old = extra["batch_stats"][name]
+            (_, more), statistics[name] = run(self.projected_head, params[name], old, encoded.projected, train=True)
+            logits, features = [*logits, more], [*features, encoded.early, encoded.projected]
+        identity, triplet, _ = clip_reid_terms(
+            logits, features, None, labels, settings.margin, settings.label_smoothing, mixed.left_out, mixed.ignored
+        )
+        weighted = (settings.identity_weight, identity), (settings.triplet_weight, triplet)
+        metrics = {"identity": identity, "triplet": triplet, "accuracy": accuracy(logits[0], labels)}
+        return Terms(weighted, metrics, statistics)
+
+    def masked_terms(
+        self, params: Params, extra: Extra, encoded: Encoded, feature: Array, labels: Array, mixed: Recombination
+    ) -> Terms:
+        """ArcFace of masked prototypes, or of masked texts (Eq. 15, 16)."""
+        settings = self.settings
+        masks, statistics = self.mask(params, extra, encoded.maps, True)
+        visual = feature, params["prototypes"]["weight"]
+        compared, centres = (encoded.projected, extra["texts"]) if self.in_text_space else visual
+        cosines = prototypes.masked_cosines(compared, centres, masks, settings.mask_side, settings.mask_order)
+        margined = angular_margin(cosines, labels, settings.cosine_scale, settings.cosine_margin, beyond=settings.beyond)
+        masked = cross_entropy(margined, labels, settings.masked_smoothing, left_out=mixed.left_out)
+        metrics = {"masked_identity": masked, "masked_accuracy": accuracy(cosines, labels)}
+        metrics |= {"mask_mean": jnp.mean(masks), "mask_deviation": jnp.mean(jnp.std(masks, axis=-1))}
+        return Terms(((settings.masked_weight, masked),), metrics, {"mask_generator": statistics})
+
+    def head_term(self, encoded: Encoded) -> Terms:
+        """Head enrichment (Eq. 18, 19)."""
+        attention = jax.nn.softmax(encoded.cls_logits, axis=-1) if self.settings.head_softmax else encoded.cls_logits
+        enrich = head_enrich(attention, self.settings.head_reduction)
+        return Terms(((self.settings.head_weight, enrich),), {"head_enrich": enrich}, {})
+
+    def anchor_term(self, extra: Extra, encoded: Encoded, labels: Array, mixed: Recombination, epoch: Array) -> Terms:
+        """Cross entropy against the texts (Eq. 13), in the first ``anchor_epochs`` of the stage's epochs if that is not 0."""
+        settings, logits = self.settings, self.anchor_logits(encoded.projected, extra)
+        anchor = cross_entropy(logits, labels, settings.label_smoothing, left_out=mixed.left_out)
+        acting = jnp.where(epoch < settings.anchor_epochs, anchor, 0.0) if settings.anchor_epochs else anchor
+        metrics = {"anchor": anchor, "anchor_accuracy": accuracy(logits, labels)}
+        return Terms(((settings.anchor_weight, acting),), metrics, {})
 
     def anchor_logits(self, projected: Array, extra: Extra) -> Array:
         """Logits [B, identities] against the texts: plain products (Eq. 13 as CLIP-ReID's code has it), or scaled cosines."""
         if self.settings.anchor_logits == "product":
             return self.image_text_logits(projected, extra)
-        texts = l2_normalise(extra["texts"])
-        return COSINE_SCALE * jnp.matmul(l2_normalise(projected), texts.T, precision=jax.lax.Precision.HIGHEST)
+        texts = unit_vectors(extra["texts"])
+        return COSINE_SCALE * jnp.matmul(unit_vectors(projected), texts.T, precision=jax.lax.Precision.HIGHEST)
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 
@@ -352,20 +398,19 @@ class DPMPP(PromptLearning):
         Masks are made for the gallery as well if re-ranking asks for distances among its pictures.
         """
         settings, encoded = self.settings, self.encode(params, batch)
-        feature = encoded.projected if self.in_text_space else encoded.feature
-        if settings.test_feature == "after" and not self.in_text_space:
-            feature, _ = self.after_neck(params, extra, feature)
-        wide = settings.test_projected and not self.in_text_space
-        if wide:
-            feature = jnp.concatenate([feature, encoded.projected], axis=-1)
+        masked = settings.mask and settings.test_mask and (role == "query" or bool(self.config.evaluation.rerank))
+        masks = self.mask(params, extra, encoded.maps)[0] if masked else None
+        if self.in_text_space:
+            feature = encoded.projected
+        else:
+            after = settings.test_feature == "after"
+            feature = self.after_neck(params, extra, encoded.feature)[0] if after else encoded.feature
+            if settings.test_projected:  # which no mask is made for
+                feature = jnp.concatenate([feature, encoded.projected], axis=-1)
+                masks = jnp.concatenate([masks, jnp.ones_like(encoded.projected)], axis=-1) if masked else None
         if not (settings.mask and settings.test_mask):
             return feature
-        if role != "query" and not self.config.evaluation.rerank:
-            return {"feature": feature}
-        masks, _ = self.mask(params, extra, encoded.maps)
-        if wide:
-            masks = jnp.concatenate([masks, jnp.ones_like(encoded.projected)], axis=-1)
-        return {"feature": feature, "mask": masks}
+        return {"feature": feature, "mask": masks} if masked else {"feature": feature}
 
     def distance(self, query: Features, gallery: Features) -> Array:
         """2 - 2 cos, [Q, G], where the whole gallery is seen through each query's mask (3.3.4): not symmetric.
@@ -405,40 +450,33 @@ class DPMPP(PromptLearning):
         return shown | (self.illustrate_transfer(params, batch, rng) if self.selection is not None else {})
 
     def illustrate_transfer(self, params: Params, batch: Batch, rng: Array) -> dict[str, Array]:
-        """Pictures of recombined samples and, from ground truth, the share of the person that each loses; every image that has
-        a partner is recombined. Beside it, holes of as many patches in random places."""
-        image, grid = batch["image"], self.visual.grid
+        """`transfer_illustrations.illustrate` of a batch in which every image that has a partner is recombined."""
         key_partner, key_random = jax.random.split(rng)
-        salient = self.selection.mask(self.selection.saliency(params["selection"], image), grid)
+        salient = self.selection.mask(self.selection.saliency(params["selection"], batch["image"]), self.visual.grid)
         transfer = self.partners(key_partner, salient, batch["label"], probability=1.0)
-        used = jnp.where(transfer.used, 1.0, jnp.nan)
-        shown = {"salient patches": jnp.mean(salient, axis=-1)}
-        pixels = vit.on_grid(salient.reshape(-1, *grid), image.shape[1:3]).reshape(len(image), -1)
-        flat = image.reshape(len(image), -1, image.shape[-1])
         hole_of = self.settings.transfer.hole_of
-        made = patch_transfer.recombine(flat, pixels, transfer.partner, hole_of).reshape(image.shape)
-        salient_only = (flat * pixels[..., None]).reshape(image.shape)
-        first = jnp.argsort(~transfer.used)[:8]
-        panels = (image, image[transfer.partner], salient_only[transfer.partner], made)
-        shown["target, partner, salient patches of the partner, new sample"] = jnp.stack([x[first] for x in panels], axis=1)
-        if "parts" in batch:
-            person = visible_person(batch["parts"]).astype(jnp.float32)
-            person = jax.image.resize(person, (len(person), *grid), "linear").reshape(len(person), -1)
-            lost = lambda holes: 1 - jnp.sum(holes * person, -1) / jnp.maximum(jnp.sum(person, -1), 1e-6)  # noqa: E731
-            random = jax.random.permutation(key_random, salient, axis=1, independent=True)
-            holes = transfer.partner if hole_of == "partner" else jnp.arange(len(image))
-            shown["covered share of the person"] = used * lost(salient[holes])
-            shown["covered share, random patches"] = used * lost(random[holes])
-        return shown
+        return transfer_illustrations.illustrate(key_random, batch, salient, self.visual.grid, transfer, hole_of)
 
     def forward_flops(self) -> float:
-        visual, width = self.visual, self.visual.size.width
-        total = vit.forward_flops(visual.size, self.meta.image_size, visual.patch, visual.stride)
-        if self.settings.mask:
-            total += mask_generator_flops(len(self.levels) * width, width, self.mask_generator.features, visual.grid)
-        return total
+        return encoder_flops(self.visual) + self.mask_flops()
 
+    def mask_flops(self) -> float:
+        """Floating-point operations of one image's mask; 0 without masks."""
+        if not self.settings.mask:
+            return 0.0
+        width = self.visual.size.width
+        return mask_generator_flops(len(self.levels) * width, width, self.mask_generator.features, self.visual.grid)
 
-def with_statistics(extra: Extra, **changed: Params) -> Extra:
-    """``extra`` with other batch statistics under the given names."""
-    return extra | {"batch_stats": extra["batch_stats"] | changed}
+    def stage_flops(self, name: str) -> dict[str, float]:
+        """The fields ``flops`` and ``frozen_flops`` of the second and third stage.
+
+        The selection network's pass in the third stage has no way back. In the second of two alternating updates, neither has
+        the encoder's.
+        """
+        if name == SELECTION:
+            return {"flops": self.selection.loss_flops(), "frozen_flops": 0.0}
+        frozen = 0.0 if self.selection is None else encoder_flops(self.selection.encoder)
+        if not self.alternates:
+            return {"flops": self.forward_flops(), "frozen_flops": frozen}
+        again = encoder_flops(self.visual)
+        return {"flops": self.forward_flops() + self.mask_flops(), "frozen_flops": 2 * frozen + again}

@@ -23,11 +23,12 @@ from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase
-from occreid_jax.nn import vit
-from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, part_pool, search, unit
-from occreid_jax.nn.layers import BatchNorm
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
+from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, feature_diffusion_flops, search
+from occreid_jax.nn.layers import BatchNorm, run
+from occreid_jax.nn.pooling import part_pool
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.trees import merge_encoder
 
 Array = jax.Array
@@ -66,6 +67,15 @@ class Encoded(NamedTuple):
         return self.scores[..., None] * self.parts
 
 
+class Trained(NamedTuple):
+    """What the losses of a training batch see, by view, or by kind ("erased", "diffused", and of logits "global") and view."""
+
+    compared: dict[str, Array]  # [B, D] global features on the side of the neck that the triplet loss takes
+    features: dict[tuple[str, str], Array]  # [B, P D] after the necks
+    logits: dict[tuple[str, str], Array]  # [B, identities]
+    statistics: Params  # of the necks, after all of them
+
+
 class FED(MethodBase):
     """Parameters: ``backbone`` and ``heads``; ``oem``, ``fdm``, ``necks``, ``second_necks`` and ``neck`` (of the global feature)
     where the settings have them.
@@ -97,10 +107,11 @@ class FED(MethodBase):
         self.fdm = FeatureDiffusion(settings.attention_heads, scale, settings.scramble, settings.ffn, self.dtype)
         self.head = nn.Dense(meta.identities, use_bias=False, kernel_init=nn.initializers.normal(0.001))
 
-    @property
-    def views(self) -> tuple[str, ...]:
-        """The pictures of an image that training sees, in the order in which the necks meet them."""
-        return VIEWS if self.settings.clean else VIEWS[1:]
+    def views(self, stage: str) -> tuple[str, ...]:
+        """The pictures of an image that a stage sees, in the order in which the necks meet them."""
+        if self.settings.clean:
+            return VIEWS
+        return VIEWS[:1] if self.config.stages[stage].augment.occlusion.kind == "none" else VIEWS[1:]
 
     def stage(self, name: str, block) -> Stage:
         occlusion = block.augment.occlusion
@@ -109,7 +120,8 @@ class FED(MethodBase):
             raise UserError(f"config.stages.{name}.augment.occlusion.parts={occlusion.parts} differs from {told}")
         augment = npo(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
         shared = LIBRARY if occlusion.kind == "npo" else ()
-        return dataclasses.replace(super().stage(name, block), augment=augment, shared=shared, views=len(self.views))
+        flops = len(self.views(name)) * (encoder_flops(self.backbone) + self.diffusion_flops())
+        return dataclasses.replace(super().stage(name, block), augment=augment, shared=shared, flops=flops)
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -158,7 +170,7 @@ class FED(MethodBase):
 
         def centres(function) -> Array:
             means = jnp.asarray(identity_means(np.asarray(context.pass_(function)), context.labels, self.meta.identities))
-            return unit(means) if self.settings.bank_unit else means
+            return unit_vectors(means) if self.settings.bank_unit else means
 
         bank = {"erased": centres(first)}
         if "diffused" in context.extra["bank"]:
@@ -189,17 +201,14 @@ class FED(MethodBase):
         if self.settings.necks == "none":
             return parts.reshape(len(parts), -1), statistics
         name = "second_necks" if second and self.settings.necks == "separate" else "necks"
-        variables = {"params": params[name], "batch_stats": statistics[name]}
-        if not train:
-            return self.necks.apply(variables, parts, False).reshape(len(parts), -1), statistics
-        parts, updated = self.necks.apply(variables, parts, True, mutable=["batch_stats"])
-        return parts.reshape(len(parts), -1), statistics | {name: updated["batch_stats"]}
+        parts, changed = run(self.necks, params[name], statistics[name], parts, train=train)
+        return parts.reshape(len(parts), -1), statistics | {name: changed}
 
     def diffuse(self, params: Params, bank: Array, feature: Array, scores: Array, labels: Array | None = None) -> Array:
         """FDM: features h [B, P D] and scores [B, P] -> stripes [B, P, D], with the nearest centres of other identities (of any,
         where no ``labels`` int32 [B] are known)."""
         memory = jax.lax.stop_gradient(bank)
-        memory = unit(memory) if self.settings.memory_unit else memory
+        memory = unit_vectors(memory) if self.settings.memory_unit else memory
         memory = memory[search(feature, bank, self.neighbours, labels)]
         return self.fdm.apply({"params": params["fdm"]}, feature, scores, memory)
 
@@ -207,11 +216,8 @@ class FED(MethodBase):
         """The global feature [B, D] after its neck, if it has one, and all statistics."""
         if not self.settings.global_neck:
             return whole, statistics
-        variables = {"params": params["neck"], "batch_stats": statistics["neck"]}
-        if not train:
-            return self.neck.apply(variables, whole, False), statistics
-        whole, updated = self.neck.apply(variables, whole, True, mutable=["batch_stats"])
-        return whole, statistics | {"neck": updated["batch_stats"]}
+        whole, changed = run(self.neck, params["neck"], statistics["neck"], whole, train=train)
+        return whole, statistics | {"neck": changed}
 
     def logits(self, params: Params, name: str, feature: Array) -> Array:
         return self.head.apply({"params": params["heads"][f"classifier_{name}"]}, feature)
@@ -219,70 +225,84 @@ class FED(MethodBase):
     # Losses -----------------------------------------------------------------------------------------------------------
 
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
-        """All views go through the encoder together and through the necks one after the other: erased features of the clean and
-        of the occluded picture, then diffused ones. ``batch`` has ``image``, ``occluded`` and ``visible`` [B, P]; a batch without
-        the last two counts as not occluded."""
-        settings, labels, views = self.settings, batch["label"], self.views
-        count, statistics = len(views), extra["batch_stats"]
-        occluded = batch.get("occluded", batch["image"])
-        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
-        images = jnp.stack([batch["image"], occluded][-count:], axis=1).reshape(-1, *occluded.shape[1:])
-        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng)
-        split = lambda x: {view: x[number::count] for number, view in enumerate(views)}  # noqa: E731
-        scores, stripes, terms, logits = split(encoded.scores), split(encoded.erased), {}, {}
-        targets = {"clean": 1.0, "occluded": batch.get("visible", 1.0)}
-
-        def add(name: str, view: str, weight: float, value: Array) -> None:
-            terms[f"{name}_{view}"] = (weight, value)
-
-        for view, feature in split(encoded.whole).items():
-            normalised, statistics = self.whole_feature(params, statistics, feature, True)
-            logits["global", view] = self.logits(params, "global", normalised)
-            compared = normalised if settings.global_feature == "after" else feature
-            if settings.triplet_weight:
-                add("triplet", view, settings.triplet_weight / count, batch_hard_triplet(compared, labels, settings.margin))
-        features: dict[tuple[str, str], Array] = {}
-        if settings.local:
-            for view in views:
-                features["erased", view], statistics = self.after_necks(params, statistics, stripes[view], True)
-        if settings.oem:
-            for view in views:
-                weight = settings.score_weights[VIEWS.index(view)]
-                add("score", view, weight, jnp.mean(jnp.square(scores[view] - targets[view])))
-        if settings.fdm:
-            for view in views:
-                diffused = self.diffuse(params, extra["bank"]["erased"], features["erased", view], scores[view], labels)
-                features["diffused", view], statistics = self.after_necks(params, statistics, diffused, True, second=True)
-        for (name, view), feature in features.items():
-            logits[name, view] = self.logits(params, name, feature)
-            bank = extra["bank"].get(name, extra["bank"]["erased"])
-            weight = settings[f"{name}_contrast"][VIEWS.index(view)]
-            add(f"contrast_{name}", view, weight, jnp.mean(info_nce(feature, bank, labels, settings.temperature, settings.floor)))
-        for (name, view), each in logits.items():
-            loss = cross_entropy(each, labels, settings.label_smoothing)
-            add(f"identity_{name}", view, settings[f"{name}_weight"] / count, loss)
+        """Weighted sum of `terms`. ``batch`` has ``image``, ``occluded`` and ``visible`` float32 [B, P], the stripes' labels."""
+        labels, views = batch["label"], self.encode_views(params, batch, rng, self.views(stage.name))
+        trained = self.trained(params, extra, views, labels)
+        terms = self.terms(trained, views, extra, batch)
         total = sum(weight * value for weight, value in terms.values())
         metrics = {name: value for name, (_, value) in terms.items()}
-        metrics["accuracy"] = accuracy(logits["erased" if settings.local else "global", "occluded"], labels)
-        if settings.oem:
-            metrics |= {f"mean_score_{view}": jnp.mean(scores[view]) for view in views}
-            metrics["score_accuracy"] = jnp.mean((scores["occluded"] > 0.5) == (targets["occluded"] > 0.5))
-        extra = extra | {"batch_stats": statistics}
-        if settings.local:
-            extra["bank"] = self.updated_bank(extra["bank"], features, batch)
+        *_, last = views
+        metrics["accuracy"] = accuracy(trained.logits["erased" if self.settings.local else "global", last], labels)
+        if self.settings.oem:
+            metrics |= {f"mean_score_{view}": jnp.mean(encoded.scores) for view, encoded in views.items()}
+            seen = batch["visible"] if last == "occluded" else jnp.ones_like(batch["visible"])
+            metrics["score_accuracy"] = jnp.mean((views[last].scores > 0.5) == (seen > 0.5))
+        extra = extra | {"batch_stats": trained.statistics}
+        if self.settings.local:
+            extra["bank"] = self.updated_bank(extra["bank"], trained.features, batch, next(iter(views)))
         return total, Aux(extra, metrics)
 
-    def updated_bank(self, bank: Mapping[str, Array], features: Mapping[tuple[str, str], Array], batch: Batch) -> Params:
-        """The banks after a step, moved by the clean pictures' features. One that both kinds share takes the diffused first."""
-        settings, moved, view = self.settings, dict(bank), self.views[0]
+    def encode_views(self, params: Params, batch: Batch, rng: Array, views: tuple[str, ...]) -> dict[str, Encoded]:
+        """What the encoder makes of every view of a batch, in one pass."""
+        pictures, count = {"clean": batch["image"], "occluded": batch["occluded"]}, len(views)
+        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
+        images = jnp.stack([pictures[view] for view in views], axis=1).reshape(-1, *batch["image"].shape[1:])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng)
+        return {view: jax.tree.map(lambda x, first=number: x[first::count], encoded) for number, view in enumerate(views)}
+
+    def trained(self, params: Params, extra: Extra, views: Mapping[str, Encoded], labels: Array) -> Trained:
+        """Features and logits of a training batch. The views go through the necks one after the other: erased features of the
+        clean and of the occluded picture, then diffused ones."""
+        settings, statistics = self.settings, extra["batch_stats"]
+        compared, features, logits = {}, {}, {}
+        for view, encoded in views.items():
+            normalised, statistics = self.whole_feature(params, statistics, encoded.whole, True)
+            logits["global", view] = self.logits(params, "global", normalised)
+            compared[view] = normalised if settings.global_feature == "after" else encoded.whole
+        if settings.local:
+            for view, encoded in views.items():
+                features["erased", view], statistics = self.after_necks(params, statistics, encoded.erased, True)
+        if settings.fdm:
+            for view, encoded in views.items():
+                diffused = self.diffuse(params, extra["bank"]["erased"], features["erased", view], encoded.scores, labels)
+                features["diffused", view], statistics = self.after_necks(params, statistics, diffused, True, second=True)
+        logits |= {(name, view): self.logits(params, name, feature) for (name, view), feature in features.items()}
+        return Trained(compared, features, logits, statistics)
+
+    def terms(
+        self, trained: Trained, views: Mapping[str, Encoded], extra: Extra, batch: Batch
+    ) -> dict[str, tuple[float, Array]]:
+        """Weight and value of every term, by its kind and view: "triplet_clean", "score_occluded", "identity_erased_clean" ..."""
+        settings, labels, count, terms = self.settings, batch["label"], len(views), {}
+        if settings.triplet_weight:
+            for view, feature in trained.compared.items():
+                value = batch_hard_triplet(feature, labels, settings.margin)
+                terms[f"triplet_{view}"] = settings.triplet_weight / count, value
+        if settings.oem:
+            for view, encoded in views.items():
+                value = jnp.mean(jnp.square(encoded.scores - (batch["visible"] if view == "occluded" else 1.0)))
+                terms[f"score_{view}"] = settings.score_weights[VIEWS.index(view)], value
+        for (name, view), feature in trained.features.items():
+            bank = extra["bank"].get(name, extra["bank"]["erased"])
+            value = jnp.mean(info_nce(feature, bank, labels, settings.temperature, settings.floor))
+            terms[f"contrast_{name}_{view}"] = settings[f"{name}_contrast"][VIEWS.index(view)], value
+        for (name, view), logits in trained.logits.items():
+            value = cross_entropy(logits, labels, settings.label_smoothing)
+            terms[f"identity_{name}_{view}"] = settings[f"{name}_weight"] / count, value
+        return terms
+
+    def updated_bank(
+        self, bank: Mapping[str, Array], features: Mapping[tuple[str, str], Array], batch: Batch, view: str
+    ) -> Params:
+        """The banks after a step, moved by the features of a view, the clean pictures where there are any. One that both kinds
+        share takes the diffused first."""
+        settings, moved = self.settings, dict(bank)
         for name in ("diffused", "erased"):
             if (name, view) in features:
                 target = name if name in bank else "erased"
-                feature = unit(features[name, view]) if settings.bank_unit else features[name, view]
-                rows = update_bank(
-                    moved[target], feature, batch["label"], settings.bank_keep, settings.bank_rule, batch.get("valid")
-                )
-                moved[target] = unit(rows) if settings.bank_unit else rows
+                feature = unit_vectors(features[name, view]) if settings.bank_unit else features[name, view]
+                rows = update_bank(moved[target], feature, batch["label"], settings.bank_keep, settings.bank_rule)
+                moved[target] = unit_vectors(rows) if settings.bank_unit else rows
         return moved
 
     # Evaluation and reports -------------------------------------------------------------------------------------------
@@ -292,13 +312,13 @@ class FED(MethodBase):
         statistics, settings = extra["batch_stats"], self.settings
         encoded = self.encode(params, batch["image"], batch["camid"])
         after, _ = self.whole_feature(params, statistics, encoded.whole)
-        found = {"global": after if settings.global_feature == "after" else encoded.whole}
+        features = {"global": after if settings.global_feature == "after" else encoded.whole}
         if settings.local:
-            found["erased"], _ = self.after_necks(params, statistics, encoded.erased)
+            features["erased"], _ = self.after_necks(params, statistics, encoded.erased)
         if settings.fdm:
-            diffused = self.diffuse(params, extra["bank"]["erased"], found["erased"], encoded.scores)
-            found["diffused"], _ = self.after_necks(params, statistics, diffused, second=True)
-        return found
+            diffused = self.diffuse(params, extra["bank"]["erased"], features["erased"], encoded.scores)
+            features["diffused"], _ = self.after_necks(params, statistics, diffused, second=True)
+        return features
 
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
         """The feature that ``test_feature`` names, float32 [B, P D] or [B, D]. "diffused" needs the bank that training left."""
@@ -322,4 +342,9 @@ class FED(MethodBase):
         return {"scores of all stripes": self.encode(params, batch["image"], batch["camid"]).scores.reshape(-1)}
 
     def forward_flops(self) -> float:
-        return vit.forward_flops(self.backbone.size, self.meta.image_size, self.backbone.patch, self.backbone.stride)
+        return encoder_flops(self.backbone) + (self.diffusion_flops() if self.settings.test_feature == "diffused" else 0.0)
+
+    def diffusion_flops(self) -> float:
+        """Floating-point operations of FDM on one image; 0 without it."""
+        settings, width = self.settings, self.backbone.size.width
+        return feature_diffusion_flops(width, settings.parts, self.neighbours, settings.ffn) if settings.fdm else 0.0

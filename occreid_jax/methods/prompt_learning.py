@@ -45,15 +45,25 @@ class PromptLearning(MethodBase):
         raise AttributeError(f"{type(self).__name__} must define projected")
 
     def prompt_stage(self, block) -> Stage:
-        """The stage: nothing but the words moves, and batches are rows of the feature table."""
+        """The stage: nothing but the words moves, and batches are rows of the feature table.
+
+        One text of a picture passes the tower. Its weights stay as they are, so that the way back costs as much as the way
+        there, half of what it costs elsewhere.
+        """
         update = Update(trainable="^prompts/", optimizer=block.optimizer)
-        return Stage(PROMPTS, block.epochs, block.sampler, (update,), lambda rng, batch: batch, inputs=("feature",))
+        half = 0.5 * clip.text_flops(self.size, self.prompt.length)
+        return Stage(
+            PROMPTS, block.epochs, block.sampler, (update,), lambda rng, batch: batch, ("feature",), flops=half, frozen_flops=half
+        )
 
     def init_prompts(self, key_text: Array, key_prompt: Array) -> tuple[Params, Extra]:
         """Initial ``text`` and ``prompts``, and their part of ``extra``."""
         width = self.size.text.width
         length, (slots,) = len(self.prompt.ids), self.prompt.slots
-        normal = lambda key, *shape: 0.02 * jax.random.normal(key, shape)  # noqa: E731
+
+        def normal(key: Array, *shape: int) -> Array:
+            return 0.02 * jax.random.normal(key, shape)
+
         keys = jax.random.split(key_prompt, 3)
         embeddings = jnp.zeros((1, self.prompt.length, width))
         params = {
@@ -72,8 +82,8 @@ class PromptLearning(MethodBase):
 
     def prepare_features(self, context: PrepareContext) -> Extra:
         """Before the stage: features of all training images."""
-        found = context.pass_(self.projected)
-        return context.extra | {"tables": {"feature": jnp.asarray(found, jnp.float32)}}
+        features = context.pass_(self.projected)
+        return context.extra | {"tables": {"feature": jnp.asarray(features, jnp.float32)}}
 
     def prepare_texts(self, context: PrepareContext) -> Extra:
         """After the stage: the texts of all identities, which stay as they are from then on."""
@@ -110,7 +120,10 @@ class PromptLearning(MethodBase):
         total = image_text_contrastive(batch["feature"], texts, labels, valid=valid & ~held_out)
         logits = jnp.where(valid[None], jnp.matmul(batch["feature"], texts.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
         right = labels[jnp.argmax(logits, axis=1)] == labels
-        share = lambda chosen: jnp.sum(right & chosen) / jnp.maximum(jnp.sum(chosen), 1)  # noqa: E731
+
+        def share(chosen: Array) -> Array:
+            return jnp.sum(right & chosen) / jnp.maximum(jnp.sum(chosen), 1)
+
         metrics = {"text_accuracy": share(valid & ~held_out)}
         if self.settings.held_out:
             metrics["held_out_accuracy"] = share(valid & held_out)

@@ -16,7 +16,9 @@ from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.losses.regularisers import OVER, budget, overlap
+from occreid_jax.methods.base import encoder_flops
 from occreid_jax.nn import heads, vit
+from occreid_jax.nn.layers import run
 from occreid_jax.nn.mask_generator import DecisionLayer, patch_maps, scaled_levels
 from occreid_jax.types import Batch, Params
 from occreid_jax.weights.trees import merge_encoder
@@ -89,6 +91,12 @@ class SalientSelection:
         hard = (saliency >= THRESHOLD).astype(saliency.dtype)
         return hard + saliency - jax.lax.stop_gradient(saliency)
 
+    def loss_flops(self) -> float:
+        """Floating-point operations of one picture's forward passes in `loss`: three, of which two begin after the patches."""
+        encoder = self.encoder
+        embedding = vit.embedding_flops(encoder.size, encoder.image_size, encoder.patch, encoder.stride)
+        return 3 * encoder_flops(encoder) - 2 * embedding
+
     def loss(
         self, params: Params, statistics: Params, batch: Batch, rng: Array
     ) -> tuple[Array, Params, dict[str, Array]]:
@@ -105,9 +113,7 @@ class SalientSelection:
         parts = self.encode(params, jnp.concatenate([patches, patches]) * shares, key_parts)
         logits = []
         for feature in (whole.cls, *jnp.split(parts.cls, 2)):
-            variables = {"params": params["head"], "batch_stats": statistics}
-            (_, each), updated = self.head.apply(variables, feature, True, mutable=["batch_stats"])
-            statistics = updated["batch_stats"]
+            (_, each), statistics = run(self.head, params["head"], statistics, feature, train=True)
             logits.append(each)
         terms = {
             "identity": cross_entropy(logits[0], labels, settings.label_smoothing),

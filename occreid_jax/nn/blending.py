@@ -39,7 +39,10 @@ class FeatureBlending(nn.Module):
         if width % SUB_WIDTH:
             raise ValueError(f"features of {width} numbers cannot be cut into sub-vectors of {SUB_WIDTH}")
         pieces, initial = width // SUB_WIDTH, nn.initializers.xavier_uniform()
-        dense = lambda features, name: nn.Dense(features, dtype=self.dtype, kernel_init=initial, name=name)  # noqa: E731
+
+        def dense(features: int, name: str) -> nn.Dense:
+            return nn.Dense(features, dtype=self.dtype, kernel_init=initial, name=name)
+
         streams = 1 if self.shared else 3
         positions = self.param("pos_embedding", nn.initializers.normal(0.02), (streams, pieces, SUB_WIDTH))
         common = LayerNorm(EPSILON, self.dtype, name="norm_sub") if self.shared else None

@@ -16,7 +16,7 @@ from flax import linen as nn
 from occreid_jax.nn.clip_resnet import ModifiedResNet, ResNetSize
 from occreid_jax.nn.layers import LayerNorm, quick_gelu, trunc_normal
 from occreid_jax.nn.prompt import CONTEXT
-from occreid_jax.nn.vit import Size, ViT, clip_deviations, transformer_block
+from occreid_jax.nn.vit import Size, ViT, block_flops, clip_deviations, transformer_block
 
 Array = jax.Array
 
@@ -109,6 +109,14 @@ def clip_text(
     """The text tower of the network ``name``; ``vocabulary`` 0 leaves the token embedding out, else it is `VOCABULARY`."""
     clip = clip_size(name)
     return TextTransformer(clip.text, clip.embed, length, vocabulary, remat=remat, dtype=dtype)
+
+
+def text_flops(clip: Clip, tokens: int) -> float:
+    """Floating-point operations (2 per multiply-add) of the text tower on one text of ``tokens`` tokens; norms are left out.
+
+    Attention counts in full: its mask spares nothing.
+    """
+    return clip.text.depth * block_flops(clip.text, tokens) + 2.0 * clip.text.width * clip.embed
 
 
 class TextTransformer(nn.Module):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occreid_jax.nn.layers import BatchNorm, LayerNorm, gelu, torch_uniform
+from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 FFNS = ("geglu", "postln_residual")
@@ -20,29 +21,10 @@ REDUCTION = 4  # of the width inside OEM
 EXPANSION = 4  # of the width inside the FFNs
 
 
-def part_bins(tokens: int, parts: int) -> list[tuple[int, int]]:
-    """Where each of ``parts`` pieces starts and ends among the tokens: floor(p N / P) to ceil((p + 1) N / P), as torch pools.
-
-    Neighbouring pieces share a token where P does not divide N.
-    """
-    return [(part * tokens // parts, -(-(part + 1) * tokens // parts)) for part in range(parts)]
-
-
-def part_pool(tokens: Array, parts: int) -> Array:
-    """Mean of each of ``parts`` pieces of row-major tokens: [B, N, D] -> [B, P, D]."""
-    return jnp.stack([jnp.mean(tokens[:, start:end], axis=1) for start, end in part_bins(tokens.shape[1], parts)], axis=1)
-
-
-def unit(features: Array) -> Array:
-    """Rows [..., D] of length 1, float32; a row of zeros stays one."""
-    features = features.astype(jnp.float32)
-    return features * jax.lax.rsqrt(jnp.maximum(jnp.sum(features * features, axis=-1, keepdims=True), 1e-24))
-
-
 def similarities(features: Array, bank: Array) -> Array:
     """Cosines float32 [B, C] of features [B, D] with the rows of a memory bank [C, D]. No gradient flows."""
     features, bank = jax.lax.stop_gradient((features, bank))
-    return jnp.matmul(unit(features), unit(bank).T, precision=jax.lax.Precision.HIGHEST)
+    return jnp.matmul(unit_vectors(features), unit_vectors(bank).T, precision=jax.lax.Precision.HIGHEST)
 
 
 def search(features: Array, bank: Array, count: int, labels: Array | None = None) -> Array:
@@ -159,3 +141,11 @@ class Diffusion(nn.Module):
         taken = jnp.einsum("bhk,bkhd->bhd", weights, value)
         joined = taken.transpose(1, 0, 2) if self.scramble else taken
         return dense(width, width, "out", dtype=self.dtype)(joined.reshape(batch, width)).astype(jnp.float32)
+
+
+def feature_diffusion_flops(width: int, parts: int, neighbours: int, ffn: str = "geglu") -> float:
+    """Floating-point operations (2 per multiply-add) of `FeatureDiffusion` on one image, ``width`` being that of a stripe."""
+    whole = parts * width
+    attention = 2 * whole**2 + neighbours * (2 * whole**2 + 2 * whole)
+    hidden = EXPANSION * width
+    return 2.0 * (attention + 2 * parts * width * hidden * (3 if ffn == "geglu" else 2))

@@ -77,12 +77,11 @@ class JigsawPatchModule(nn.Module):
     def __call__(self, tokens: Array, train: bool, return_cls_logits: bool = False) -> tuple[tuple[Array, ...], Array | None]:
         batch, count, width = tokens.shape
         settings = self.size, self.drop_path, self.epsilon, self.dtype, self.remat, self.activation
-        branch = lambda name: Branch(*settings, name=name)  # noqa: E731
-        whole, cls_logits = branch("global")(tokens, train, return_cls_logits)
+        whole, cls_logits = Branch(*settings, name="global")(tokens, train, return_cls_logits)
         length = (count - 1) // self.parts
         order = jigsaw_order(count - 1, self.shift, self.groups) if self.rearrange else np.arange(count - 1)
         pieces = tokens[:, 1 + order[: self.parts * length]].reshape(batch, self.parts, length, width)
         cls = jnp.broadcast_to(tokens[:, None, :1], (batch, self.parts, 1, width))
         pieces = jnp.concatenate([cls, pieces], axis=2).reshape(batch * self.parts, 1 + length, width)
-        local = branch("local")(pieces, train)[0].reshape(batch, self.parts, width)
+        local = Branch(*settings, name="local")(pieces, train)[0].reshape(batch, self.parts, width)
         return (whole, *(local[:, part] for part in range(self.parts))), cls_logits

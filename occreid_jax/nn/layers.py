@@ -6,7 +6,7 @@ residual sums of normalisation layers are float32 whatever ``dtype`` says.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -100,6 +100,18 @@ class BatchNorm(nn.Module):
         else:
             mean, variance = running_mean.value, running_variance.value
         return (x - mean) * jax.lax.rsqrt(variance + self.epsilon) * scale + bias
+
+
+def run(module: nn.Module, params: Any, statistics: Any, *inputs: Any, train: bool = False, **options: Any) -> tuple[Any, Any]:
+    """``(output, statistics)`` of a module that has BatchNorms; in training with the statistics that the batch has changed.
+
+    ``module`` takes ``inputs``, the keyword ``train`` and ``options``; ``statistics`` are its variables "batch_stats".
+    """
+    variables = {"params": params, "batch_stats": statistics}
+    if not train:
+        return module.apply(variables, *inputs, train=False, **options), statistics
+    output, updated = module.apply(variables, *inputs, train=True, mutable=["batch_stats"], **options)
+    return output, updated["batch_stats"]
 
 
 class DropPath(nn.Module):

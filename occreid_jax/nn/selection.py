@@ -1,5 +1,6 @@
 """Dynamic token selection (DPSM): which patch tokens show the person, found by the widest gap between their sorted similarities,
-and their adaptive average pooling into parts. Pure functions of arrays with static shapes: how many are selected is data.
+and the weights of `occreid_jax.nn.pooling` that pool them into parts. Pure functions of arrays with static shapes: how many are
+selected is data.
 
 Source: "Dynamic Patch-aware Enrichment Transformer for Occluded Person Re-Identification" (arXiv 2402.10435), section III-A,
 Eq. 1 to 6.
@@ -12,6 +13,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from occreid_jax.nn.pooling import bin_weights
+from occreid_jax.vectors import unit_vectors
+
 Array = jax.Array
 PROXIES = ("patch", "cls")
 ORDERS = ("spatial", "rank")
@@ -23,33 +27,9 @@ class Selection(NamedTuple):
     weights: Array  # float32 [B, parts, N]: row p averages the tokens of part p and sums to 1
     selected: Array  # bool [B, N]
     count: Array  # int32 [B], the number of selected tokens
-    found: Array  # int32 [B], the number before the minimum: the first tokens up to the widest gap
+    by_gap: Array  # int32 [B], the number before the minimum: the first tokens up to the widest gap
     scores: Array  # float32 [B, N], similarity to the proxy
     proxy: Array  # int32 [B], the patch that is most like the cls token
-
-
-def bin_weights(places: Array, kept: Array, count: Array, parts: int) -> Array:
-    """Adaptive average pooling of ``count`` tokens into ``parts`` bins, as a matrix: float32 [..., parts, N].
-
-    ``places`` int32 [..., N] is each token's place among the kept ones, ``kept`` bool [..., N], ``count`` int32 [...]. Bin p
-    runs from floor(p k / P) to ceil((p + 1) k / P), as in torch's adaptive pooling: neighbours share a token where P does not
-    divide k, and no bin is empty, even for k < P.
-    """
-    bins, count = jnp.arange(parts), count[..., None]
-    start, end = bins * count // parts, ((bins + 1) * count + parts - 1) // parts
-    places = places[..., None, :]
-    inside = kept[..., None, :] & (places >= start[..., None]) & (places < end[..., None])
-    return inside / (end - start)[..., None].astype(jnp.float32)
-
-
-def stripe_weights(tokens: int, parts: int) -> Array:
-    """Adaptive average pooling of all tokens in their own order, float32 [parts, tokens]."""
-    return bin_weights(jnp.arange(tokens), jnp.ones(tokens, bool), jnp.int32(tokens), parts)
-
-
-def pool(weights: Array, tokens: Array) -> Array:
-    """Weighted sums of tokens [B, N, D] under weights [B, parts, N] or [parts, N], float32 [B, parts, D]."""
-    return jnp.matmul(weights, tokens.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
 
 
 def select_tokens(
@@ -83,23 +63,24 @@ def select_tokens(
         raise ValueError(f"{total} tokens have no gap to be selected by")
     cls, tokens = jax.lax.stop_gradient((cls.astype(jnp.float32), tokens.astype(jnp.float32)))
     if normalise:
-        unit = lambda x: x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)  # noqa: E731
-        cls, tokens = unit(cls), unit(tokens)
-    similar = lambda one: jnp.einsum("bd,bnd->bn", one, tokens, precision=jax.lax.Precision.HIGHEST)  # noqa: E731
-    scores = similar(cls)
+        cls, tokens = unit_vectors(cls), unit_vectors(tokens)
+    scores = similarities(cls, tokens)
     closest = jnp.argmax(scores, axis=1)
     if proxy == "patch":
-        scores = similar(jnp.take_along_axis(tokens, closest[:, None, None], axis=1)[:, 0])
+        scores = similarities(jnp.take_along_axis(tokens, closest[:, None, None], axis=1)[:, 0], tokens)
     ranking = jnp.argsort(-scores, axis=1, stable=True)
     ranks = jnp.argsort(ranking, axis=1)
     ordered = jnp.take_along_axis(scores, ranking, axis=1)
     gaps = ordered[:, :-1] - ordered[:, 1:]
-    found = jnp.argmax(gaps[:, first:], axis=1) + first + 1  # gap i, from 1, lies behind the i-th best token
-    count = jnp.where(jnp.asarray(fixed) > 0, fixed, jnp.maximum(found, least))
+    by_gap = jnp.argmax(gaps[:, first:], axis=1) + first + 1  # gap i, from 1, lies behind the i-th best token
+    count = jnp.where(jnp.asarray(fixed) > 0, fixed, jnp.maximum(by_gap, least))
     count = jnp.clip(count, 1, total)
     selected = ranks < count[:, None]
     places = ranks if order == "rank" else jnp.cumsum(selected, axis=1) - 1
-    integer = lambda x: x.astype(jnp.int32)  # noqa: E731
-    return Selection(
-        bin_weights(places, selected, count, parts), selected, integer(count), integer(found), scores, integer(closest)
-    )
+    count, by_gap, closest = (x.astype(jnp.int32) for x in (count, by_gap, closest))
+    return Selection(bin_weights(places, selected, count, parts), selected, count, by_gap, scores, closest)
+
+
+def similarities(one: Array, tokens: Array) -> Array:
+    """Products float32 [B, N] of one vector [B, D] with every token [B, N, D] of its image."""
+    return jnp.einsum("bd,bnd->bn", one, tokens, precision=jax.lax.Precision.HIGHEST)

@@ -332,8 +332,17 @@ def block_flops(size: Size, tokens: int) -> float:
     return 2.0 * (tokens * (4 + 2 * size.mlp_ratio) * size.width**2 + 2 * tokens**2 * size.width)
 
 
-def forward_flops(size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0) -> float:
+def embedding_flops(size: Size, image_size: tuple[int, int], patch: int, stride: int) -> float:
+    """Floating-point operations (2 per multiply-add) of the convolution that makes patch tokens of one image."""
+    rows, columns = grid_size(image_size, patch, stride)
+    return 2.0 * rows * columns * patch**2 * 3 * size.width
+
+
+def forward_flops(
+    size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0, projection_width: int = 0
+) -> float:
     """Floating-point operations (2 per multiply-add) of one image's forward pass, attention included, norms left out."""
     rows, columns = grid_size(image_size, patch, stride)
-    embedding = 2.0 * rows * columns * patch**2 * 3 * size.width
-    return embedding + size.depth * block_flops(size, 1 + extra_tokens + rows * columns)
+    tokens = 1 + extra_tokens + rows * columns
+    ends = embedding_flops(size, image_size, patch, stride) + 2.0 * tokens * size.width * projection_width
+    return ends + size.depth * block_flops(size, tokens)

@@ -19,7 +19,6 @@ from occreid_jax import methods
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import cross_entropy
 from occreid_jax.losses.margin import angular_margin
-from occreid_jax.losses.metric import l2_normalise
 from occreid_jax.losses.prototypes import masked_cosines
 from occreid_jax.losses.regularisers import head_enrich
 from occreid_jax.methods.dpm_pp import DPMPP, METRIC
@@ -28,6 +27,7 @@ from occreid_jax.numerics.kind import NUMBER, Kind, grouped
 from occreid_jax.numerics.rankings import COSINE_LIMIT, compare_metrics
 from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.families import dpm
 from occreid_jax.weights.reference import Comparison, ReferenceFile
 from occreid_jax.weights.trees import flatten, unflatten
@@ -77,7 +77,7 @@ def compare_matching(file: ReferenceFile) -> Iterator[Comparison]:
         if stem not in ("norm", "raw"):
             continue
         features = jnp.asarray(file.input("feat"))
-        features = l2_normalise(features) if stem == "norm" else features
+        features = unit_vectors(features) if stem == "norm" else features
         cosines = masked_cosines(features[:count], features[count:], masks)
         if "distmat" in parts:
             yield file.compare(f"{stem}.distmat", jnp.arccos(jnp.clip(cosines, -1 + COSINE_LIMIT, 1 - COSINE_LIMIT)))

@@ -19,12 +19,14 @@ from occreid_jax import methods
 from occreid_jax.augment.npo import visible_by_difference
 from occreid_jax.banks import info_nce, update_bank
 from occreid_jax.methods.fed import FED
-from occreid_jax.nn.fed import part_pool, search, similarities, unit
+from occreid_jax.nn.fed import search, similarities
+from occreid_jax.nn.pooling import part_pool
 from occreid_jax.numerics.dpm import official_names, official_weights
 from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
 from occreid_jax.numerics.kind import NUMBER, Kind, grouped
 from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.families import fed
 from occreid_jax.weights.reference import Comparison, ReferenceFile
 from occreid_jax.weights.trees import flatten
@@ -58,11 +60,11 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
         elif stem == "infonce":
 
             def plain(x):
-                logits = jnp.matmul(x, unit(bank).T) / temperature
+                logits = jnp.matmul(x, unit_vectors(bank).T) / temperature
                 chosen = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)
                 return -jnp.mean(jnp.log(chosen + FLOOR))
 
-            normalised = unit(features)
+            normalised = unit_vectors(features)
             computed = {"loss": loss(normalised), "grad": jax.grad(plain)(normalised)}
         else:
             continue
@@ -71,7 +73,7 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
                 yield file.compare(f"{stem}.{part}", computed[part])
 
     def rows(names):
-        return unit(bank)[search(features, bank, NEIGHBOURS, names)]
+        return unit_vectors(bank)[search(features, bank, NEIGHBOURS, names)]
 
     others = {
         "mask_generation2": visible_by_difference(jnp.asarray(file.input("pooled"))),
@@ -151,7 +153,7 @@ def diffused(method: FED, params: Any, bank: jax.Array, feature: jax.Array, scor
     gives, and both FFNs."""
     index = search(feature, bank, method.neighbours, labels)
     _, kept = method.fdm.apply(
-        {"params": params["fdm"]}, feature, scores, unit(bank)[index], mutable=["intermediates"],
+        {"params": params["fdm"]}, feature, scores, unit_vectors(bank)[index], mutable=["intermediates"],
         capture_intermediates=lambda module, _: module.name in ("attend", "ffn1", "ffn2"),
     )  # fmt: skip
     steps = {name: each["__call__"][0] for name, each in kept["intermediates"].items()}

@@ -17,10 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.errors import UserError
-from occreid_jax.losses.metric import l2_normalise
 from occreid_jax.nn.clip import VISUAL, TextTransformer, clip_visual
 from occreid_jax.nn.layers import Block, gelu, quick_gelu
 from occreid_jax.nn.vit import Size
+from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.port import port
 from occreid_jax.weights.trees import unflatten
 
@@ -202,7 +202,7 @@ def run_jax(
         picture = image.projected[:, 0]
         out = blocks("image", image.taps) | {"image features": picture}
         out |= blocks("text", [taps[f"block_{i:02d}"]["__call__"][0][0] for i in range(text.num_hidden_layers)])
-        out |= {"text features": words, "logits": jnp.exp(params["logit_scale"]) * l2_normalise(picture) @ l2_normalise(words).T}
+        out |= {"text features": words, "logits": jnp.exp(params["logit_scale"]) * unit_vectors(picture) @ unit_vectors(words).T}
         return {name: array.astype(jnp.float32) for name, array in out.items()}
 
     with jax.default_matmul_precision("highest"):

@@ -86,7 +86,7 @@ class Trainer:
             current = current.replace(opt_state=self.on_devices(step.init(current.params)))
         self.load_tables(plan)
         compiled: dict[int, Any] = {}  # chunk length -> executable
-        meter = performance.Meter(plan.stage.views * self.method.forward_flops(), plan.batch_size, self.devices.count)
+        meter = performance.Meter(performance.step_flops(plan.stage), plan.batch_size, self.devices.count)
         with self.reporter.task(f"stage {plan.stage.name}", plan.steps) as task:
             for epoch in range(position.epoch, plan.stage.epochs):
                 row = position.row if epoch == position.epoch else 0

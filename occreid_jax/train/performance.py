@@ -30,6 +30,11 @@ PEAK_FLOPS = {
 TRAIN_FACTOR = 3.0  # a backward pass costs twice the forward pass
 
 
+def step_flops(stage: Stage) -> float:
+    """Floating-point operations of one picture in a training step of ``stage``, forward and backward."""
+    return TRAIN_FACTOR * stage.flops + stage.frozen_flops
+
+
 def peak_flops() -> float:
     """Peak of one device, or 0 where it is not known (CPUs)."""
     kind = jax.devices()[0].device_kind
@@ -39,8 +44,8 @@ def peak_flops() -> float:
 class Meter:
     """Measures between two calls of `rate`; compile time is left out by `restart`."""
 
-    def __init__(self, forward_flops: float, batch_size: int, devices: int):
-        self.flops_per_image = TRAIN_FACTOR * forward_flops
+    def __init__(self, flops_per_image: float, batch_size: int, devices: int):
+        self.flops_per_image = flops_per_image
         self.batch_size, self.peak = batch_size, peak_flops() * devices
         self.step: int | None = None
         self.started = 0.0
@@ -127,8 +132,7 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
         if number >= 2:
             whole.append(between - started)
             alone.append(time.perf_counter() - between)
-    flops = TRAIN_FACTOR * stage.views * method.forward_flops()
-    row = figures(np.array(whole), batch_size, compile_seconds, flops, devices.count, executable)
+    row = figures(np.array(whole), batch_size, compile_seconds, step_flops(stage), devices.count, executable)
     augmentation = float(np.median(alone))
     return row | {
         "augmented_per_second": batch_size / augmentation,

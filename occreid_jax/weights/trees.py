@@ -43,7 +43,10 @@ def merge(params: Mapping[str, Any], weights: Mapping[str, Any], skip: str = "",
     has another shape. Everything else must match exactly: a missing, unused or wrongly shaped array is a `UserError`.
     """
     target, given = flatten(params), flatten(weights)
-    skipped = lambda name: bool(skip) and re.search(skip, name)  # noqa: E731
+
+    def skipped(name: str) -> bool:
+        return bool(skip) and re.search(skip, name) is not None
+
     missing = [name for name in target if name not in given and not skipped(name)]
     unused = [name for name in given if name not in target and not skipped(name)]
     wrong = [

@@ -14,7 +14,7 @@ from occreid_jax.errors import UserError
 from occreid_jax.parts import FLIP_PARTS, OCCLUDED
 
 HALF = (0.5, 0.5, 0.5)
-ROA = dict(kind="roa", least_area=0.5, most_area=0.75, balanced=False, hard=False, rectangles=False, probability=1.0)
+ROA = dict(kind="roa", least_area=0.5, most_area=0.75, balanced=False, hard=False, probability=1.0)
 NPO = dict(kind="npo", stripe_rule="difference", aspect=2.0, contour=False, parts=4)
 
 
@@ -52,9 +52,10 @@ def with_pillow(image, cutout, top, left, height, width, flip):
     source = cutout.astype(np.float32) / 255
     source[..., :3] *= source[..., 3:]
     source = source[:, ::-1] if flip else source
-    resize = lambda channel: np.asarray(  # noqa: E731
-        Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.Resampling.BILINEAR)
-    )
+
+    def resize(channel):
+        return np.asarray(Image.fromarray(np.ascontiguousarray(channel)).resize((width, height), Image.Resampling.BILINEAR))
+
     layer = np.stack([resize(channel) for channel in np.moveaxis(source, 2, 0)], axis=2)
     whole = np.zeros((*image.shape[:2], 4), np.float32)
     whole[top : top + height, left : left + width] = layer
@@ -187,9 +188,8 @@ def test_stripe_labels_of_the_sheet():
     assert labels(band(0, 256, (0.10, 0.25, 0.0, 0.0))) == [0, 0, 1, 1]
     assert labels(band(0, 256, (0.05, 0.25, 0.0, 0.0))) == [1, 0, 1, 1]
     assert labels(band()) == [1, 1, 1, 1]  # nothing changed
-    covered = lambda height: npo.stripe_means(band(0, height), 4)  # noqa: E731
-    assert npo.visible_by_coverage(covered(112)).tolist() == [0, 1, 1, 1]
-    assert npo.visible_by_coverage(covered(113)).tolist() == [0, 0, 1, 1]
+    for height, seen in ((112, [0, 1, 1, 1]), (113, [0, 0, 1, 1])):
+        assert npo.visible_by_coverage(npo.stripe_means(band(0, height), 4)).tolist() == seen
 
 
 def test_stripes_of_a_height_that_does_not_divide():
@@ -279,7 +279,7 @@ def test_twins_without_a_library(make, base):
 
 def test_an_object_is_pasted_with_the_stated_probability():
     raw = batch(64)
-    covered = jax.jit(roa.roa(recipe(ROA, probability=0.25, rectangles=True), HALF, HALF))(jax.random.key(0), raw)["covered"]
+    covered = jax.jit(roa.roa(recipe(ROA, probability=0.25, kind="cut_and_paste"), HALF, HALF))(jax.random.key(0), raw)["covered"]
     assert 5 <= int((covered > 0).sum()) <= 28 and float(covered[covered > 0].min()) >= 0.46
     whole = jax.jit(roa.roa(recipe(ROA, kind="cut_and_paste"), HALF, HALF))(jax.random.key(0), raw)["covered"]
     assert float(whole.min()) >= 0.46  # the box's share, truncated to whole pixels

@@ -58,9 +58,10 @@ def slow_candidates(target, masks, labels, grid, share, threshold, rolling, roll
         best[other] = max(slow_overlap(masks[target], masks[other], grid, shift) for shift in shifts)
     places = max(1, int(share * len(masks)))
     border = sorted(best.values(), reverse=True)[:places][-1] if best else 0.0
-    accepted = lambda other: (  # noqa: E731
-        slow_overlap(masks[target], masks[other], grid, 0) > threshold and best[other] > rolling_threshold
-    )
+
+    def accepted(other):
+        return slow_overlap(masks[target], masks[other], grid, 0) > threshold and best[other] > rolling_threshold
+
     within = {other for other, score in best.items() if score >= border and accepted(other)}
     certain = {other for other, score in best.items() if score > border and accepted(other)}
     return certain, within
@@ -114,18 +115,23 @@ def test_probability_is_that_of_a_sample():
 def test_choices_of_the_official_code():
     """Ranks 1 to k - 1 of all (shift, candidate) pairs, accepted by the unrolled OIoU; without an accepted one, rank 0."""
     rng = np.random.default_rng(1)
-    grid, count, threshold = (4, 4), 32, 0.7
+    grid, count, threshold = (4, 4), 60, 0.5
     masks, labels = rng.random((count, 16)) < 0.5, np.arange(count)
     scores = np.asarray(patch_transfer.rolled_overlaps(jnp.asarray(masks), grid))
-    places = int(0.1 * count)
-    for seed in range(10):
+    places, chosen = int(0.1 * count), [set() for _ in range(count)]
+    for seed in range(40):
         transfer = choose(masks, labels, grid, seed, partners="official", fallback="first", threshold=threshold)
         for target in range(count):
-            flat = scores[target].reshape(-1)
-            border = np.sort(flat)[::-1][places - 1]
-            partner = int(transfer.partner[target])
-            accepted = {j for s in range(4) for j in range(count) if scores[target, s, j] >= border}
-            assert partner in accepted
+            chosen[target].add(int(transfer.partner[target]))
+    kinds = set()
+    for target in range(count):
+        first, *ranked = np.argsort(-scores[target].reshape(-1), kind="stable")[:places] % count
+        accepted = {int(j) for j in ranked if j != target and scores[target, 0, j] > threshold}
+        assert chosen[target] == (accepted or {int(first)})
+        refused = {int(j) for j in ranked} - accepted - {target}
+        kinds |= {("first left out", bool(accepted) and int(first) not in accepted), ("threshold", bool(refused and accepted))}
+        kinds.add(("first serves", not accepted))
+    assert {(name, True) for name in ("first left out", "threshold", "first serves")} <= kinds  # the example has all of them
     none = choose(masks, labels, grid, partners="official", threshold=1.1)
     assert not none.used.any() and (np.asarray(none.partner) == np.arange(count)).all()
 

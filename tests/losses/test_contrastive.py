@@ -84,7 +84,10 @@ def test_edge_cases_are_finite(batch, case):
         labels = others = jnp.zeros(6, jnp.int32)
     if case == "one row":
         valid = jnp.arange(6) == 2
-    loss = lambda i, t: supervised_contrastive(i, t, labels, others, 1.0, valid, valid)  # noqa: E731
+
+    def loss(images, texts):
+        return supervised_contrastive(images, texts, labels, others, 1.0, valid, valid)
+
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(images, texts)
     assert np.isfinite(value) and all(np.isfinite(gradient).all() for gradient in gradients)
     if case != "one identity":

@@ -79,7 +79,10 @@ def test_no_margin_and_the_ends(head):
     labels = jnp.array([0, 0, 1])
     if head is not circle:
         np.testing.assert_allclose(head(features, weights, labels, 30.0, 0.0), 30 * cosine_logits(features, weights), atol=1e-5)
-    loss = lambda x, w: cross_entropy(head(x, w, labels, 30.0, 0.3), labels)  # noqa: E731
+
+    def loss(features, weights):
+        return cross_entropy(head(features, weights, labels, 30.0, 0.3), labels)
+
     value, gradients = jax.jit(jax.value_and_grad(loss, (0, 1)))(features, weights)
     assert np.isfinite(value) and all(np.isfinite(gradient).all() for gradient in gradients)
 

@@ -48,7 +48,10 @@ def batch(count: int = 12) -> dict:
 def prepared(method, params, extra, stage):
     """``extra`` after `prepare`, with a pass over one batch as the training set."""
     own = batch()
-    run = lambda function: np.asarray(function(params, extra, own))  # noqa: E731
+
+    def run(function):
+        return np.asarray(function(params, extra, own))
+
     context = PrepareContext(params, extra, jax.random.key(1), np.asarray(own["label"]), np.asarray(own["camid"]), run)
     return method.prepare(stage, 0, context)
 
@@ -67,11 +70,10 @@ def test_first_stage_sees_images_without_cameras():
     method, params, extra = started("backbone=micro,camera=true")
     stage = method.stages()[0]
     features = prepared(method, params, extra, stage)["tables"]["feature"]
-    views = lambda method: jax.jit(lambda p, e, b: method.views(p, e, b)[0])  # noqa: E731
     plain = {name: value for name, value in params["visual"].items() if name != "camera_embed"}
-    expected = views(create())(params | {"visual": plain}, extra, batch()).projected
+    expected = jax.jit(create().views)(params | {"visual": plain}, extra, batch())[0].projected
     np.testing.assert_allclose(features, expected, atol=1e-5)
-    seen = views(method)(params, extra, batch()).projected
+    seen = jax.jit(method.views)(params, extra, batch())[0].projected
     assert float(jnp.abs(seen - features).max()) > 1e-3
 
 
@@ -103,7 +105,10 @@ def cached(method, params, extra, count=12):
 def test_padding_of_the_last_batch_changes_nothing():
     method, params, extra = started()
     stage, extra, short = cached(method, params, extra, 5)
-    loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)[0]  # noqa: E731
+
+    def loss(params, own):
+        return method.loss(params, extra, own, jax.random.key(0), stage, 0.0)[0]
+
     padded = {name: jnp.concatenate([value, value[:1].repeat(3, 0)]) for name, value in short.items()}
     padded["valid"] = jnp.arange(8) < 5
     for gradient in (loss, jax.grad(loss)):
@@ -120,7 +125,10 @@ def test_held_out_images_take_no_part_in_the_first_stage():
     stage, extra, own = cached(method, params, extra)
     held = (np.asarray(own["index"]) * 617 % 1000) < 250
     assert 0 < held.sum() < 12
-    loss = lambda p, b: method.loss(p, extra, b, jax.random.key(0), stage, 0.0)  # noqa: E731
+
+    def loss(params, own):
+        return method.loss(params, extra, own, jax.random.key(0), stage, 0.0)
+
     slope = jax.jit(jax.grad(loss, has_aux=True))
     changed = own | {"feature": jnp.where(jnp.asarray(held)[:, None], 9.0, own["feature"])}
     (first, aux), (second, _) = slope(params, own), slope(params, changed)

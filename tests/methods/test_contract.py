@@ -167,7 +167,10 @@ def test_inspect_returns_arrays_per_image(shown):
 
 def test_illustrations_have_a_shape_that_the_report_can_draw(initial):
     method, params, extra = initial
-    illustrate = lambda params, extra, batch, key: method.illustrate(params, extra, method.transform(batch), key)  # noqa: E731
+
+    def illustrate(params, extra, batch, key):
+        return method.illustrate(params, extra, method.transform(batch), key)
+
     for name, value in jax.eval_shape(illustrate, params, extra, raw_batch(), jax.random.key(3)).items():
         shape = value.shape
         pictures = len(shape) == 5 and shape[4] == 3

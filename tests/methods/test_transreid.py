@@ -45,7 +45,10 @@ def test_parameters_and_operations_of_the_published_models(stride, parameters, m
     config = transreid.get_config(f"dataset=market1501,stride={stride}")
     method = methods.create(config, Meta(702, 8, (256, 128), 15_618))
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
-    size = lambda tree: sum(leaf.size for leaf in jax.tree.leaves(tree))  # noqa: E731
+
+    def size(tree):
+        return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
     dead = size(params["jpm"]["global"])
     assert size(params) + dead + UNUSED == parameters
     assert method.forward_flops() / 2e9 == pytest.approx(multiplications, abs=0.006)

@@ -38,7 +38,10 @@ def written_out(p, part, whole, heads, shared):
     """Eq. 7 to 12 for one image, heads one after the other, float64."""
     p = jax.tree.map(lambda x: np.asarray(x, np.float64), p["params"])
     part, whole = np.asarray(part, np.float64), np.asarray(whole, np.float64)
-    dense = lambda x, name: x @ p[name]["kernel"] + p[name]["bias"]  # noqa: E731
+
+    def dense(x, name):
+        return x @ p[name]["kernel"] + p[name]["bias"]
+
     streams = {}
     for number, (name, conv, source) in enumerate(
         (("query", "conv_part", part), ("key", "conv_key", whole), ("value", "conv_value", whole))

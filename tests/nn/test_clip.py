@@ -145,9 +145,10 @@ def test_camera_vector_is_added_to_the_cls_token_only_and_before_the_positions(c
     assert not difference[:, 1:].any()
     # Before the positions: in arithmetic that rounds visibly the order of the two sums can be told.
     coarse = plain.clone(dtype=jnp.bfloat16)
-    half = lambda x: x.astype(jnp.bfloat16)  # noqa: E731
-    camera = half(2.0 * params["camera_embed"][camids])
-    expected = half(params["cls_token"])[0] + camera + half(params["pos_embed"])[0, :1]
+    camera, token, positions = (
+        x.astype(jnp.bfloat16) for x in (2.0 * params["camera_embed"][camids], params["cls_token"], params["pos_embed"])
+    )
+    expected = token[0] + camera + positions[0, :1]
     chex.assert_trees_all_equal(assembled(coarse, variables, camids)[:, 0], expected)
     # The norm comes last.
     normed = assembled(model, variables, camids)

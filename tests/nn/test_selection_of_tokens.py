@@ -5,9 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from occreid_jax.nn.selection import ORDERS, pool, select_tokens, stripe_weights
-
-pytestmark = pytest.mark.slow  # every length and order of a list; the fast set has one of them in the contract tests
+from occreid_jax.nn.pooling import bin_weights, bounds, part_pool, pool
+from occreid_jax.nn.selection import ORDERS, select_tokens
 
 SCORES = (0.50, 0.93, 1.0, 0.45, 0.90, 0.40, 0.88, 0.55)
 
@@ -33,7 +32,7 @@ def one_image(scores: np.ndarray, tokens: np.ndarray, k: int, parts: int, order:
 def test_widest_gap():
     found = select_tokens(*on_circle(SCORES), least=0, parts=4)
     np.testing.assert_allclose(found.scores[0], SCORES, atol=1e-6)
-    assert (int(found.proxy[0]), int(found.found[0]), int(found.count[0])) == (2, 4, 4)
+    assert (int(found.proxy[0]), int(found.by_gap[0]), int(found.count[0])) == (2, 4, 4)
     np.testing.assert_array_equal(np.flatnonzero(found.selected[0]), [1, 2, 4, 6])
 
 
@@ -52,7 +51,7 @@ def test_both_orders(least, order, expected):
     np.testing.assert_allclose(parts[0, :, 0], expected, rtol=1e-6)
     if least:
         np.testing.assert_array_equal(np.flatnonzero(found.selected[0]), [0, 1, 2, 4, 6, 7])
-        assert (int(found.found[0]), int(found.count[0])) == (4, 6)
+        assert (int(found.by_gap[0]), int(found.count[0])) == (4, 6)
     if least and order == "spatial":
         rows = np.zeros((4, 8))
         for row, pair in enumerate(((0, 1), (1, 2), (4, 6), (6, 7))):
@@ -63,7 +62,7 @@ def test_both_orders(least, order, expected):
 def test_proxy_needs_unit_vectors():
     cls, tokens = jnp.array([[1.0, 1.0]]), jnp.array([[[2, 0], [3, 3.3], [0, 1], [1, 0.9], [-1, 0.2], [5, 4]]])
     found = select_tokens(cls, tokens, least=0, parts=2)
-    assert (int(found.proxy[0]), int(found.found[0])) == (1, 5)  # one outlier takes the widest gap
+    assert (int(found.proxy[0]), int(found.by_gap[0])) == (1, 5)  # one outlier takes the widest gap
     np.testing.assert_allclose(found.scores[0], [0.672673, 1, 0.73994, 0.994988, -0.514496, 0.987506], atol=1e-6)
     gaps = -np.diff(np.sort(found.scores[0])[::-1])
     np.testing.assert_allclose(gaps, [0.005012, 0.007481, 0.247566, 0.067267, 1.187169], atol=1e-6)
@@ -77,8 +76,8 @@ def test_proxy_needs_unit_vectors():
 def test_gap_behind_the_proxy():
     arrays = on_circle((1, 0.82, 0.81, 0.80, 0.74, 0.60, 0.59, 0.58))
     found = select_tokens(*arrays, least=3, parts=4)
-    assert (int(found.found[0]), int(found.count[0])) == (1, 3)
-    assert int(select_tokens(*arrays, least=3, parts=4, ignore_first_gap=True).found[0]) == 5
+    assert (int(found.by_gap[0]), int(found.count[0])) == (1, 3)
+    assert int(select_tokens(*arrays, least=3, parts=4, ignore_first_gap=True).by_gap[0]) == 5
 
 
 @pytest.mark.parametrize(
@@ -95,21 +94,26 @@ def test_gap_behind_the_proxy():
         (50, [(0, 13), (12, 25), (25, 38), (37, 50)]),
         (51, [(0, 13), (12, 26), (25, 39), (38, 51)]),
         (127, [(0, 32), (31, 64), (63, 96), (95, 127)]),
+        (98, [(0, 25), (24, 49), (49, 74), (73, 98)]),
         (128, [(0, 32), (32, 64), (64, 96), (96, 128)]),
     ],
 )
 def test_bins(k, bins):
+    """Those of torch's AdaptiveAvgPool1d, as slices and as a matrix."""
     expected = np.zeros((4, k), np.float32)
     for row, (start, end) in enumerate(bins):
         expected[row, start:end] = np.float32(1) / np.float32(end - start)
-    np.testing.assert_array_equal(stripe_weights(k, 4), expected)
+    assert [bounds(part, k, 4) for part in range(4)] == bins
+    np.testing.assert_array_equal(bin_weights(jnp.arange(k), jnp.ones(k, bool), jnp.int32(k), 4), expected)
+    tokens = np.random.default_rng(k).normal(size=(2, k, 3)).astype(np.float32)
+    np.testing.assert_allclose(part_pool(jnp.asarray(tokens), 4), expected @ tokens, atol=1e-6)
 
 
 # Properties ---------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("total", [8, 32, 128])
+@pytest.mark.parametrize("total", [8, pytest.param(32, marks=pytest.mark.slow), pytest.param(128, marks=pytest.mark.slow)])
 def test_every_k_equals_one_image_at_a_time(total, order):
     """Numbers of tokens given from outside, and found in the gaps, in one compiled function."""
     rng = np.random.default_rng(total)
@@ -129,7 +133,7 @@ def test_every_k_equals_one_image_at_a_time(total, order):
         shuffled = rng.permutation(total)
         cls, flat = on_circle(scores[shuffled])
         found = select_again(select, cls, flat)
-        assert int(found.found[0]) == int(found.count[0]) == k
+        assert int(found.by_gap[0]) == int(found.count[0]) == k
         expected = one_image(scores[shuffled], np.asarray(flat[0]), k, 4, order)
         np.testing.assert_allclose(pool(found.weights, flat)[0], expected, atol=1e-5)
     assert select._cache_size() == 2  # one program for each width of the tokens
@@ -186,7 +190,7 @@ def test_numbers_beyond_the_tokens():
     assert int(select_tokens(cls, tokens, least=48, parts=4).count[0]) == 8
     assert int(select_tokens(cls, tokens, least=0, parts=4, fixed=99).count[0]) == 8
     all_of_them = select_tokens(cls, tokens, least=0, parts=4, fixed=8)
-    np.testing.assert_array_equal(all_of_them.weights[0], stripe_weights(8, 4))
+    np.testing.assert_array_equal(all_of_them.weights[0], np.repeat(np.eye(4), 2, axis=1) / 2)
 
 
 def test_what_cannot_work():

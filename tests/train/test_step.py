@@ -182,7 +182,7 @@ def pasting(opened, new_setup, tmp_path):
             occluders.write_library(tmp_path / "library", things, 16)
         setup, (_, _, _, current, _) = new_setup(data__occluders=str(tmp_path / "library"), data__resident=choice), opened()
         occlusion = dict(kind="roa", probability=1.0, least_area=0.5, most_area=0.75)
-        occlusion |= dict(balanced=False, hard=False, rectangles=False)
+        occlusion |= dict(balanced=False, hard=False)
         twins = roa.roa(ml_collections.ConfigDict(common.standard_augment(occlusion=occlusion)), (0.5,) * 3, (0.5,) * 3)
 
         def occluded(rng, batch):

@@ -254,6 +254,9 @@ def run_google(a, images):
         norms = pair(a, f"{block}LayerNorm_0/", "scale"), pair(a, f"{block}LayerNorm_2/", "scale")
         mlp = kernel(f"{block}MlpBlock_3/Dense_0"), kernel(f"{block}MlpBlock_3/Dense_1")
         blocks.append((norms[0], attention(f"{block}MultiHeadDotProductAttention_1/"), norms[1], *mlp))
-    patches = lambda piece: np.einsum("bhwc,hwco->bo", piece, a["embedding/kernel"]) + a["embedding/bias"]  # noqa: E731
+
+    def patches(piece):
+        return np.einsum("bhwc,hwco->bo", piece, a["embedding/kernel"]) + a["embedding/bias"]
+
     positions = a["Transformer/posembed_input/pos_embedding"]
     return encode(images, patches, a["cls"], positions, blocks, pair(a, "Transformer/encoder_norm/", "scale"))

@@ -1,0 +1,37 @@
+"""Adaptive average pooling of tokens, as torch's ``AdaptiveAvgPool1d`` cuts them: bin p of P runs from floor(p k / P) to
+ceil((p + 1) k / P) of k tokens. Neighbours share a token where P does not divide k, and no bin is empty, even for k < P.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+Array = jax.Array
+
+
+def bounds(bins: int | Array, count: int | Array, parts: int) -> tuple[int | Array, int | Array]:
+    """First token of a bin and the one behind its last, of ``count`` tokens in ``parts`` bins: whole numbers or int32 arrays."""
+    return bins * count // parts, ((bins + 1) * count + parts - 1) // parts
+
+
+def part_pool(tokens: Array, parts: int) -> Array:
+    """Means of all tokens in their own order, which row by row are stripes of an image: [B, N, D] -> [B, parts, D]."""
+    edges = [bounds(part, tokens.shape[1], parts) for part in range(parts)]
+    return jnp.stack([jnp.mean(tokens[:, start:end], axis=1) for start, end in edges], axis=1)
+
+
+def bin_weights(places: Array, kept: Array, count: Array, parts: int) -> Array:
+    """The pooling of ``count`` chosen tokens as a matrix, float32 [..., parts, N]: a row averages the tokens of one bin.
+
+    ``places`` int32 [..., N] is each token's place among the kept ones, ``kept`` bool [..., N], ``count`` int32 [...].
+    """
+    start, end = bounds(jnp.arange(parts), count[..., None], parts)
+    places = places[..., None, :]
+    inside = kept[..., None, :] & (places >= start[..., None]) & (places < end[..., None])
+    return inside / (end - start)[..., None].astype(jnp.float32)
+
+
+def pool(weights: Array, tokens: Array) -> Array:
+    """Weighted sums of tokens [B, N, D] under weights [B, parts, N] or [parts, N], float32 [B, parts, D]."""
+    return jnp.matmul(weights, tokens.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)
