@@ -34,7 +34,6 @@ def main() -> None:
     from configs import common
     from occreid_jax import config as configuration
     from occreid_jax import distributed, methods
-    from occreid_jax.data import occluders
     from occreid_jax.errors import UserError
     from occreid_jax.files import write_json
     from occreid_jax.train.performance import measure_embed, measure_train, peak_flops
@@ -53,17 +52,8 @@ def main() -> None:
     if not stages:
         raise UserError(f"config {config.method.name} has no stage {STAGE.value or 'that reads pictures'}")
     stage = stages[0]
-    rng = np.random.default_rng(0)
+    columns = made_up(meta)
     height, width = meta.image_size
-    columns = {
-        "image": rng.integers(0, 256, (PICTURES.value, height, width, 3), np.uint8),
-        "parts": rng.integers(0, 9, (PICTURES.value, height, width), np.uint8),
-        "caption": rng.integers(1, 100, (PICTURES.value, 4, 32), np.int32),
-        "camid": rng.integers(0, meta.cameras, PICTURES.value).astype(np.int32),
-        "label": np.sort(rng.integers(0, meta.identities, PICTURES.value)).astype(np.int32),
-        "occluders": rng.integers(0, 256, (OCCLUDERS, occluders.SIDE, occluders.SIDE, 4), np.uint8),
-        "occluder_sides": rng.integers(16, 256, (OCCLUDERS, 2)).astype(np.int32),
-    }
     kind = jax.devices()[0].device_kind
     print(f"{config.method.name}, stage {stage.name}, {height}x{width}, {np.dtype(method.dtype).name}, {devices.count} x {kind}")
     if not peak_flops():
@@ -80,6 +70,24 @@ def main() -> None:
         print(f"embed  {described(row)}", flush=True)
     if JSON.value:
         write_json(Path(JSON.value), figures)
+
+
+def made_up(meta) -> dict:
+    """Tables of random pictures and labels, as a stage may ask for them: name -> array [PICTURES, ...]."""
+    import numpy as np
+
+    from occreid_jax.data import occluders
+
+    rng, (height, width) = np.random.default_rng(0), meta.image_size
+    return {
+        "image": rng.integers(0, 256, (meta.images, height, width, 3), np.uint8),
+        "parts": rng.integers(0, 9, (meta.images, height, width), np.uint8),
+        "caption": rng.integers(1, 100, (meta.images, 4, 32), np.int32),
+        "camid": rng.integers(0, meta.cameras, meta.images).astype(np.int32),
+        "label": np.sort(rng.integers(0, meta.identities, meta.images)).astype(np.int32),
+        "occluders": rng.integers(0, 256, (OCCLUDERS, occluders.SIDE, occluders.SIDE, 4), np.uint8),
+        "occluder_sides": rng.integers(16, 256, (OCCLUDERS, 2)).astype(np.int32),
+    }
 
 
 def described(row: dict) -> str:

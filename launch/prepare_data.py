@@ -28,7 +28,6 @@ import time
 import command
 from absl import flags
 
-ACTIONS = ("synthetic", "doctor", "tables", "occluders")
 SIZE = flags.DEFINE_enum("size", "demo", ["demo", "small", "full", "pretrain"], "size of the synthetic benchmark")
 SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split of the synthetic benchmark")
 SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark or the rendered occluders", lower_bound=0)
@@ -104,57 +103,69 @@ def make_library(reporter) -> None:
     reporter.line(f"written: {OUT.value}")
 
 
-def main() -> None:
+def render(reporter) -> None:
+    """The sub-command ``synthetic``."""
     from pathlib import Path
 
+    from occreid_jax import synthetic
     from occreid_jax.errors import UserError
-    from occreid_jax.train.log import Reporter
 
-    reporter = Reporter()
-    if ACTION == "synthetic":
-        from occreid_jax import synthetic
+    if not OUT.value:
+        raise UserError("synthetic needs --out=DIR, the folder to write to")
+    if SHEET.value and not (SHEET.value.endswith(".png") and Path(SHEET.value).absolute().parent.is_dir()):
+        raise UserError(f"--sheet={SHEET.value}: name a .png file in a folder that exists")
+    started, drawn = time.process_time(), []
 
-        if not OUT.value:
-            raise UserError("synthetic needs --out=DIR, the folder to write to")
-        if SHEET.value and not (SHEET.value.endswith(".png") and Path(SHEET.value).absolute().parent.is_dir()):
-            raise UserError(f"--sheet={SHEET.value}: name a .png file in a folder that exists")
-        started, drawn = time.process_time(), []
+    def count(done: int, total: int) -> None:
+        drawn.append(done)
+        task(done, total)
 
-        def count(done: int, total: int) -> None:
-            drawn.append(done)
-            task(done, total)
+    with reporter.task("rendering", 0) as task:
+        try:
+            folder = synthetic.generate(Path(OUT.value), SIZE.value, SPLIT.value, SEED.value, count)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+        except OSError as error:
+            raise UserError(f"{OUT.value}: cannot be written ({error.strerror or error}); choose another --out") from error
+    seconds = time.process_time() - started
+    if drawn:
+        reporter.line(f"{drawn[-1]:,} images in {seconds:.1f} CPU-seconds, {drawn[-1] / seconds:.0f} a second")
+    if SHEET.value:
+        try:
+            synthetic.contact_sheet(folder, Path(SHEET.value))
+        except OSError as error:
+            raise UserError(f"{SHEET.value}: cannot be written ({error.strerror or error}); choose another --sheet") from error
+    reporter.line(f"written: {folder}")
 
-        with reporter.task("rendering", 0) as task:
-            try:
-                folder = synthetic.generate(Path(OUT.value), SIZE.value, SPLIT.value, SEED.value, count)
-            except ValueError as error:
-                raise UserError(str(error)) from error
-            except OSError as error:
-                raise UserError(f"{OUT.value}: cannot be written ({error.strerror or error}); choose another --out") from error
-        seconds = time.process_time() - started
-        if drawn:
-            reporter.line(f"{drawn[-1]:,} images in {seconds:.1f} CPU-seconds, {drawn[-1] / seconds:.0f} a second")
-        if SHEET.value:
-            try:
-                synthetic.contact_sheet(folder, Path(SHEET.value))
-            except OSError as error:
-                text = error.strerror or error
-                raise UserError(f"{SHEET.value}: cannot be written ({text}); choose another --sheet") from error
-        reporter.line(f"written: {folder}")
-        return
-    if ACTION == "occluders":
-        make_library(reporter)
-        return
+
+def open_named():
+    """The dataset that --dataset and --root name."""
+    from pathlib import Path
+
+    from occreid_jax.data import readers
+    from occreid_jax.errors import UserError
+
     if not (DATASET.value and ROOT.value):
         raise UserError(f"{ACTION} needs --dataset=NAME and --root=DIR")
-    from occreid_jax.data import doctor, readers, table
-
     options = {"camera": CAMERA.value} if DATASET.value == "folder" else {}
-    dataset = readers.open_dataset(DATASET.value, Path(ROOT.value), **options)
-    if ACTION == "doctor":
-        for line in doctor.examine(dataset):
-            reporter.line(line)
-        return
+    return readers.open_dataset(DATASET.value, Path(ROOT.value), **options)
+
+
+def examine(reporter) -> None:
+    """The sub-command ``doctor``."""
+    from occreid_jax.data import doctor
+
+    for line in doctor.examine(open_named()):
+        reporter.line(line)
+
+
+def decode(reporter) -> None:
+    """The sub-command ``tables``."""
+    from pathlib import Path
+
+    from occreid_jax.data import table
+
+    dataset = open_named()
     cache = Path(CACHE.value or Path(ROOT.value) / ".tables")
     bits = table.bits(dataset, cache)
     for role, filters in (("train", ("bicubic", "bilinear")), ("query", ("bilinear",)), ("gallery", ("bilinear",))):
@@ -163,7 +174,17 @@ def main() -> None:
             with reporter.task(f"{role}, {resize_filter}", len(split)) as task:
                 built = table.build_table(split, (HEIGHT.value, WIDTH.value), resize_filter, cache, task, bits)
             reporter.line(f"{role}, {resize_filter}: {len(built):,} pictures, {built.images.nbytes / 1e9:.2f} GB in {built.path}")
+            for note in built.notes:
+                reporter.line(f"{role}: {note}")
 
+
+def main() -> None:
+    from occreid_jax.train.log import Reporter
+
+    ACTIONS[ACTION](Reporter())
+
+
+ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library}
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
