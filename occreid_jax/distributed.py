@@ -60,8 +60,7 @@ def devices(count: int = 0) -> Devices:
     if count > len(found):
         raise UserError(f"config.mesh.devices is {count} but this machine has {len(found)}; 0 takes all")
     mesh = Mesh(np.array(found[: count or len(found)]), ("data",))
-    sharding = lambda *axes: NamedSharding(mesh, PartitionSpec(*axes))  # noqa: E731
-    return Devices(mesh, sharding(), sharding("data"), sharding(None, "data"))
+    return Devices(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data"))))
 
 
 def is_lead() -> bool:

@@ -91,9 +91,16 @@ def attribute_prompts() -> dict[str, dict[str, tuple[str, ...]]]:
     have it and a garment in every colour, so that the mean over the sentences is about the value alone.
     """
     lowers = (*LOWERS, "leggings")
-    worn = lambda colour, thing: f"a photo of a person wearing {_article(colour)} {colour} {thing}"  # noqa: E731
-    legs = lambda colour, thing: worn(colour, thing) if thing == "skirt" else f"a photo of a person wearing {colour} {thing}"  # noqa: E731
-    carried = lambda colour, thing: f"a photo of a person carrying {_article(colour)} {colour} {thing}"  # noqa: E731
+
+    def worn(colour: str, thing: str) -> str:
+        return f"a photo of a person wearing {_article(colour)} {colour} {thing}"
+
+    def legs(colour: str, thing: str) -> str:
+        return worn(colour, thing) if thing == "skirt" else f"a photo of a person wearing {colour} {thing}"
+
+    def carried(colour: str, thing: str) -> str:
+        return f"a photo of a person carrying {_article(colour)} {colour} {thing}"
+
     return {
         "gender": {value: (f"a photo of a {value}",) for value in ("man", "woman")},
         "upper": {value: tuple(worn(colour, value) for colour in COLOURS) for value in UPPERS},

@@ -37,14 +37,17 @@ class Checkpoints:
     def __init__(self, workdir: Path, keep: int = 2, read_only: bool = False):
         self.folder = (Path(workdir) / "checkpoints").absolute()
         logging.getLogger("absl").setLevel(logging.CRITICAL)  # orbax logs dozens of lines a save, and every error it raises
-        options = lambda count: ocp.CheckpointManagerOptions(  # noqa: E731
-            max_to_keep=None if read_only else count,
-            create=not read_only,
-            cleanup_tmp_directories=not read_only,
-            enable_async_checkpointing=not read_only,
-            save_interval_steps=0 if read_only else 1,
-            read_only=read_only,
-        )
+
+        def options(count: int) -> ocp.CheckpointManagerOptions:
+            return ocp.CheckpointManagerOptions(
+                max_to_keep=None if read_only else count,
+                create=not read_only,
+                cleanup_tmp_directories=not read_only,
+                enable_async_checkpointing=not read_only,
+                save_interval_steps=0 if read_only else 1,
+                read_only=read_only,
+            )
+
         try:
             self.latest = ocp.CheckpointManager(self.folder / "latest", options=options(keep))
             self.best = ocp.CheckpointManager(self.folder / "best", options=options(1))

@@ -10,6 +10,7 @@ import pytest
 
 from occreid_jax.files import read_json
 from occreid_jax.train.log import read_metrics
+from tests.launch.test_two_at_once import Other
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -70,3 +71,14 @@ def test_two_processes_train_like_one(arguments, tmp_path):
         for name in ("one", "two")
     ]
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_all_processes_of_a_second_start_are_told(arguments, tmp_path):
+    """The lead alone asks for the folder; the others do not wait for it."""
+    first = Other(tmp_path / "held")
+    try:
+        ended = finish(start(arguments("held", 1), 2))
+    finally:
+        first.kill()
+    assert [status for status, _ in ended] == [1, 1]
+    assert all(f"error: {first.line(tmp_path / 'held')}" in output.splitlines() for _, output in ended), ended

@@ -60,10 +60,15 @@ def test_cameras_are_others():
     assert len(set(names)) == 5 and sources.test_cameras not in sources.train_cameras
     ours = [camera for name in names for camera in cameras(sources.seed_offset, name)]
     theirs = [camera for seed in SEEDS for camera in cameras(seed, "benchmark")]
-    facts = lambda camera: (camera.yaw, camera.tilt, camera.gain, camera.gamma, camera.saturation, camera.tint)  # noqa: E731
+
+    def facts(camera):
+        return camera.yaw, camera.tilt, camera.gain, camera.gamma, camera.saturation, camera.tint
+
+    def views(found):
+        return {hashlib.sha256(camera.background(np.random.default_rng(0), 32, 16)).digest() for camera in found}
+
     assert not {facts(camera) for camera in ours} & {facts(camera) for camera in theirs}
     assert len({facts(camera) for camera in ours}) == len(ours)
-    views = lambda found: {hashlib.sha256(c.background(np.random.default_rng(0), 32, 16)).digest() for c in found}  # noqa: E731
     assert not views(ours) & views(theirs)
 
 
