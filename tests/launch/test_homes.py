@@ -8,7 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -111,7 +111,7 @@ def test_a_run_below_the_home_directory(launch, tiny, market_root, tmp_path):
     launch("train.py", *tiny("--workdir=~nobody_here/x")).mistake("~nobody_here/x: there is no user 'nobody_here'")
 
 
-def homeless(*arguments: str) -> subprocess.CompletedProcess:
+def homeless(temporary: Path, *arguments: str) -> subprocess.CompletedProcess:
     """A command without HOME, under a user that the system does not know."""
     program = (
         "import pwd, runpy, sys\n"
@@ -120,20 +120,20 @@ def homeless(*arguments: str) -> subprocess.CompletedProcess:
         "runpy.run_path(sys.argv[0], run_name='__main__')"
     )
     environment = {name: value for name, value in os.environ.items() if name not in ("HOME", "JAX_COMPILATION_CACHE_DIR")}
-    environment |= {"PYTHONPATH": str(ROOT)}
+    environment |= {"PYTHONPATH": str(ROOT), "TMPDIR": str(temporary)}
     return subprocess.run([sys.executable, "-c", program, *arguments], capture_output=True, text=True, env=environment)
 
 
 def test_no_home_at_all(tiny, tmp_path):
-    cache = f"{tempfile.gettempdir()}/occreid_jax-{os.getuid()}"
+    cache = f"{tmp_path}/occreid_jax-{os.getuid()}"
     note = f"note: no home directory is known (HOME is not set); caches are kept in {cache}\n"
-    told = homeless(str(LAUNCH / "train.py"), "--help")
+    told = homeless(tmp_path, str(LAUNCH / "train.py"), "--help")
     assert "--workdir" in told.stdout and told.stderr == ""
     arguments = tiny(f"--workdir={tmp_path / 'run'}", f"--config.data.cache={tmp_path / 'tables'}")
-    told = homeless(str(LAUNCH / "train.py"), *arguments)
+    told = homeless(tmp_path, str(LAUNCH / "train.py"), *arguments)
     assert told.returncode == 0 and told.stderr == note
-    assert "mAP" in told.stdout.splitlines()[-1]
-    told = homeless(str(LAUNCH / "train.py"), *tiny("--workdir=~/run"))
+    assert "mAP" in told.stdout.splitlines()[-1] and Path(cache, "occreid_jax", "compiled").is_dir()
+    told = homeless(tmp_path, str(LAUNCH / "train.py"), *tiny("--workdir=~/run"))
     assert told.stderr.splitlines()[-1] == (
         "error: ~/run: the home directory is not known (HOME is not set); give the path in full"
     )
