@@ -14,15 +14,16 @@ import jax.numpy as jnp
 
 from occreid_jax.errors import UserError
 from occreid_jax.losses.contrastive import paired_contrastive
-from occreid_jax.methods.base import MethodBase
+from occreid_jax.methods.base import MethodBase, encoder_flops
 from occreid_jax.nn import vit
-from occreid_jax.nn.clip import clip_size, clip_text, clip_visual
+from occreid_jax.nn.clip import clip_size, clip_text, clip_visual, text_flops
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, Stage
 from occreid_jax.vectors import unit_vectors
 from occreid_jax.vocabulary import tiny_vocabulary
 
 Array = jax.Array
 
+TOKENS = 28  # of the longest sentence of a rendered set, with start and end; for utilisation alone
 FIRST_SCALE, LARGEST_SCALE = math.log(1 / 0.07), math.log(100.0)  # of the cosines, as logarithms; CLIP's own
 
 
@@ -51,7 +52,20 @@ class ClipPretraining(MethodBase):
                 )
 
     def stage(self, name: str, block) -> Stage:
-        return dataclasses.replace(super().stage(name, block), inputs=("image", "caption"))
+        """Pictures and sentences; a share ``keep_patches`` of the patches passes the image tower."""
+        visual, size = self.visual, self.visual.size
+        text = text_flops(self.size, TOKENS)
+        if block.keep_patches == 1.0:
+            flops = encoder_flops(visual)
+        else:
+            embedding = vit.embedding_flops(size, visual.image_size, visual.patch, visual.stride)
+            blocks = size.depth * vit.block_flops(size, 1 + self.kept(block.keep_patches))
+            flops = embedding + blocks + 2.0 * size.width * visual.projection_width
+        return dataclasses.replace(super().stage(name, block), inputs=("image", "caption"), flops=flops + text)
+
+    def kept(self, share: float) -> int:
+        """Patches of a picture that pass the image tower."""
+        return max(1, round(share * self.visual.grid[0] * self.visual.grid[1]))
 
     def init(self, rng: Array) -> tuple[Params, Extra]:
         key_visual, key_text = jax.random.split(rng)
@@ -67,7 +81,7 @@ class ClipPretraining(MethodBase):
         else:
             patches = self.visual.grid[0] * self.visual.grid[1]
             order = jnp.argsort(jax.random.uniform(rng, (images.shape[0], patches)), axis=1)
-            kept = order[:, : max(1, round(keep * patches))]
+            kept = order[:, : self.kept(keep)]
             out = self.visual.apply({"params": params["visual"]}, images, kept, method=some_patches)
         return unit_vectors(out)
 
@@ -98,8 +112,7 @@ class ClipPretraining(MethodBase):
         return {"attention": self.attention_map(out.cls_logits[..., 1:], self.visual.grid)}
 
     def forward_flops(self) -> float:
-        """Of the image tower with all patches; the text tower's are left out, as their number depends on the sentences."""
-        return vit.forward_flops(self.visual.size, self.meta.image_size, self.visual.patch, self.visual.stride)
+        return encoder_flops(self.visual)
 
 
 def some_patches(visual: vit.ViT, images: Array, kept: Array) -> Array:

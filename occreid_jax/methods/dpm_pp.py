@@ -470,13 +470,12 @@ class DPMPP(PromptLearning):
     def stage_flops(self, name: str) -> dict[str, float]:
         """The fields ``flops`` and ``frozen_flops`` of the second and third stage.
 
-        The selection network's pass in the third stage has no way back. In the second of two alternating updates, neither has
-        the encoder's.
+        The selection network's pass in the third stage has no way back. Of two alternating updates each takes the way there, and
+        both together once the way back: to the encoder in the first, to the mask generator's own weights in the second.
         """
         if name == SELECTION:
             return {"flops": self.selection.loss_flops(), "frozen_flops": 0.0}
         frozen = 0.0 if self.selection is None else encoder_flops(self.selection.encoder)
-        if not self.alternates:
-            return {"flops": self.forward_flops(), "frozen_flops": frozen}
-        again = encoder_flops(self.visual)
-        return {"flops": self.forward_flops() + self.mask_flops(), "frozen_flops": 2 * frozen + again}
+        if self.alternates:
+            frozen = 2 * frozen + self.forward_flops()
+        return {"flops": self.forward_flops(), "frozen_flops": frozen}
