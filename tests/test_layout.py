@@ -94,3 +94,53 @@ def test_lazy_names_exist():
     for target in (*NAMES.values(), *READERS.values()):
         module, _, attribute = target.partition(":")
         assert hasattr(importlib.import_module(module), attribute)
+
+
+def file_of(name: str) -> Path | None:
+    """The file that an import of this name reads: a module, a package, or the package of something in it."""
+    path = ROOT.joinpath(*name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py", path.parent.with_suffix(".py"), path.parent / "__init__.py")
+    return next((candidate for candidate in candidates if candidate.is_file()), None)
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Files of this package that a file imports, anywhere in it: the submodules that it names, not the packages around them."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        found |= {file_of(name) for name in names if name.split(".")[0] == PACKAGE.name}
+    return found - {None, path}
+
+
+def test_no_file_imports_itself_through_others():
+    """Imports inside functions count as well: they hide a circle and do not open it."""
+    graph = {path: imported_files(path) for path in FILES}
+    done: set[Path] = set()
+
+    def walk(path: Path, above: tuple[Path, ...]) -> None:
+        assert path not in above, " imports ".join(str(each.relative_to(PACKAGE)) for each in (*above, path))
+        if path not in done:
+            for other in sorted(graph[path]):
+                walk(other, (*above, path))
+            done.add(path)
+
+    for path in FILES:
+        walk(path, ())
+
+
+LONGEST = 60  # lines of a function, less than
+
+
+@pytest.mark.parametrize("folder", ["occreid_jax", "launch", "tests"])
+def test_functions_read_in_one_sitting(folder):
+    """Configs are lists of settings: theirs may be longer."""
+    for path in sorted((ROOT / folder).rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                lines = node.end_lineno - node.lineno + 1
+                assert lines < LONGEST, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"

@@ -79,42 +79,25 @@ def choose_partners(
     itself and then changes nothing. ``least_area`` is the number of salient patches that a candidate must have; an empty mask
     never serves.
     """
-    for name, value, known in (
-        ("partners", partners, PARTNERS), ("fallback", fallback, FALLBACKS), ("threshold_on", threshold_on, COMPARED),
-    ):  # fmt: skip
-        if value not in known:
-            raise ValueError(f"unknown {name} '{value}'; it must be one of {', '.join(known)}")
-    count = masks.shape[0]
+    check_words(partners, fallback, threshold_on)
+    count, top = masks.shape[0], max(1, int(top_share * masks.shape[0]))
     key_tie, key_pick, key_use = jax.random.split(rng, 3)
-    own = jnp.eye(count, dtype=bool)
-    barred = own | (jnp.sum(masks, axis=-1) < max(least_area, 1))[None, :]
-    if exclude_same_identity:
-        barred = barred | (labels[:, None] == labels[None, :])
+    barred = barred_pairs(masks, labels, least_area, exclude_same_identity)
     if partners == "random":
-        partner = jax.random.categorical(key_pick, jnp.where(barred, -1e9, 0.0), axis=1)
+        first = partner = jax.random.categorical(key_pick, jnp.where(barred, -1e9, 0.0), axis=1)
         possible = ~jnp.all(barred, axis=1)
-        first = partner
     else:
         scores = rolled_overlaps(masks, grid, roll_step)
         unrolled = scores[:, 0]
         best = jnp.max(scores, axis=1) if rolling else unrolled
-        top = max(1, int(top_share * count))
         if partners == "best":
-            ranked = jnp.where(barred, EMPTY, best) + SMALL * jax.random.uniform(key_tie, best.shape)
-            _, candidate = jax.lax.top_k(ranked, min(top, count))
-            value = jnp.take_along_axis(best, candidate, axis=1)
+            candidate, value, first = best_candidates(key_tie, best, barred, top)
         else:
-            # Rank 0 is left out, so that ranks 1 to top - 1 remain; a batch too small for that uses rank 1.
-            flat = (scores if rolling else scores[:, :1]).reshape(count, -1)
-            value, index = jax.lax.top_k(flat, min(max(top, 2), flat.shape[1]))
-            first, value, candidate = index[:, 0] % count, value[:, 1:], index[:, 1:] % count
-        compared = unrolled if threshold_on == "unrolled" else best
-        overlap = jnp.take_along_axis(compared, candidate, axis=1)
+            candidate, value, first = official_candidates(scores if rolling else scores[:, :1], top)
+        overlap = jnp.take_along_axis(unrolled if threshold_on == "unrolled" else best, candidate, axis=1)
         counts = (overlap > threshold) & (value > rolling_threshold) & ~jnp.take_along_axis(barred, candidate, axis=1)
         pick = jax.random.categorical(key_pick, jnp.where(counts, 0.0, -1e9), axis=1)
         partner = jnp.take_along_axis(candidate, pick[:, None], axis=1)[:, 0]
-        if partners == "best":
-            first = candidate[:, 0]
         possible = jnp.any(counts, axis=1)
     if fallback == "first":
         partner = jnp.where(possible, partner, first)
@@ -122,6 +105,38 @@ def choose_partners(
     used = possible & jax.random.bernoulli(key_use, probability, (count,))
     partner = jnp.where(used, partner, jnp.arange(count)).astype(jnp.int32)
     return Transfer(partner, used & (partner != jnp.arange(count)))
+
+
+def check_words(partners: str, fallback: str, threshold_on: str) -> None:
+    """ValueError for a word that `choose_partners` does not know."""
+    for name, value, known in (
+        ("partners", partners, PARTNERS), ("fallback", fallback, FALLBACKS), ("threshold_on", threshold_on, COMPARED),
+    ):  # fmt: skip
+        if value not in known:
+            raise ValueError(f"unknown {name} '{value}'; it must be one of {', '.join(known)}")
+
+
+def barred_pairs(masks: Array, labels: Array, least_area: int, exclude_same_identity: bool) -> Array:
+    """Who never serves whom, bool [B, B] (image, candidate): nobody himself, nor a mask of less than ``least_area`` patches."""
+    barred = jnp.eye(len(masks), dtype=bool) | (jnp.sum(masks, axis=-1) < max(least_area, 1))[None, :]
+    return barred | (labels[:, None] == labels[None, :]) if exclude_same_identity else barred
+
+
+def best_candidates(rng: Array, best: Array, barred: Array, top: int) -> tuple[Array, Array, Array]:
+    """The ``top`` candidates by their best scores [B, B], ties broken at random, barred ones (bool [B, B]) last: candidates int32
+    [B, k], their scores, and the first of them [B]."""
+    ranked = jnp.where(barred, EMPTY, best) + SMALL * jax.random.uniform(rng, best.shape)
+    _, candidate = jax.lax.top_k(ranked, min(top, len(best)))
+    return candidate, jnp.take_along_axis(best, candidate, axis=1), candidate[:, 0]
+
+
+def official_candidates(scores: Array, top: int) -> tuple[Array, Array, Array]:
+    """As `best_candidates`, of all pairs of shift and candidate in scores [B, W, B]: ranks 1 to ``top`` - 1, and rank 0 as the
+    first. A batch too small for that uses rank 1."""
+    count = len(scores)
+    flat = scores.reshape(count, -1)
+    value, index = jax.lax.top_k(flat, min(max(top, 2), flat.shape[1]))
+    return index[:, 1:] % count, value[:, 1:], index[:, 0] % count
 
 
 def hole_owner(partner: Array, hole_of: str) -> Array:

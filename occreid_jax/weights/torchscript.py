@@ -11,7 +11,7 @@ import pickle
 import re
 from typing import Any
 
-from occreid_jax.weights.pth import NOT_TRUSTED, SAVE_AGAIN, _Global, _Problem, _Unpickler
+from occreid_jax.weights.pickles import NOT_TRUSTED, SAVE_AGAIN, Name, Problem, Unpickler
 
 CLASS = re.compile(r"__torch__(\.\w+)+")
 # What wraps a list or a dictionary with the type of its entries; the value is the first argument.
@@ -28,17 +28,17 @@ class Module:
         self.state: dict[str, Any] = {}
 
 
-class ScriptUnpickler(_Unpickler):
-    """Reads what `_Unpickler` reads, modules, and typed lists and dictionaries."""
+class ScriptUnpickler(Unpickler):
+    """Reads what `Unpickler` reads, modules, and typed lists and dictionaries."""
 
-    def find_class(self, module: str, name: str) -> _Global:
+    def find_class(self, module: str, name: str) -> Name:
         found = f"{module}.{name}"
-        return _Global(found) if CLASS.fullmatch(found) or found in CONTAINERS else super().find_class(module, name)
+        return Name(found) if CLASS.fullmatch(found) or found in CONTAINERS else super().find_class(module, name)
 
     def load_newobj(self):
         arguments, kind = self.stack.pop(), self.stack.pop()
-        if type(kind) is not _Global or not CLASS.fullmatch(kind.name) or arguments != ():
-            raise _Problem("its pickle makes an object that is no module; nothing was executed", NOT_TRUSTED)
+        if type(kind) is not Name or not CLASS.fullmatch(kind.name) or arguments != ():
+            raise Problem("its pickle makes an object that is no module; nothing was executed", NOT_TRUSTED)
         self.append(Module())
 
     def load_build(self):
@@ -46,19 +46,19 @@ class ScriptUnpickler(_Unpickler):
             return super().load_build()
         state = self.stack.pop()
         if type(state) is not dict or not all(type(key) is str for key in state):
-            raise _Problem("a module in it keeps its attributes in another form than a dictionary", SAVE_AGAIN)
+            raise Problem("a module in it keeps its attributes in another form than a dictionary", SAVE_AGAIN)
         self.stack[-1].state = state  # not copied: one dictionary may be the state of many modules
 
     def load_reduce(self):
         function = self.stack[-2]
-        if type(function) is not _Global or function.name not in CONTAINERS:
+        if type(function) is not Name or function.name not in CONTAINERS:
             return super().load_reduce()
         arguments = self.stack.pop()
         if type(arguments) is not tuple or not arguments or type(arguments[0]) not in (list, dict):
-            raise _Problem("its pickle gives a type to what is no list or dictionary", NOT_TRUSTED)
+            raise Problem("its pickle gives a type to what is no list or dictionary", NOT_TRUSTED)
         self.stack[-1] = arguments[0]
 
-    dispatch = _Unpickler.dispatch | {
+    dispatch = Unpickler.dispatch | {
         pickle.NEWOBJ[0]: load_newobj,
         pickle.BUILD[0]: load_build,
         pickle.REDUCE[0]: load_reduce,
@@ -70,5 +70,5 @@ def read_module(content: bytes) -> Module:
     top = ScriptUnpickler(content).load()
     if type(top) is not Module:
         kind = type(top).__name__.strip("_").lower()
-        raise _Problem(f"it is a TorchScript archive that holds no module but a {kind}", SAVE_AGAIN)
+        raise Problem(f"it is a TorchScript archive that holds no module but a {kind}", SAVE_AGAIN)
     return top
