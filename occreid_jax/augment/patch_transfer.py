@@ -76,8 +76,7 @@ def choose_partners(
 
     An image is recombined with ``probability``, if a candidate counts. ``fallback`` says what happens if none does: "none"
     leaves it as it is, "first" takes the best pair whatever it scores (SPT's code after 100 failures), which may be the image
-    itself and then changes nothing. ``least_area`` is the number of salient patches that a candidate must have; an empty mask
-    never serves.
+    itself and then changes nothing. A candidate has ``least_area`` salient patches or more; an empty mask never serves.
     """
     check_words(partners, fallback, threshold_on)
     count, top = masks.shape[0], max(1, int(top_share * masks.shape[0]))
@@ -96,8 +95,8 @@ def choose_partners(
             candidate, value, first = official_candidates(scores if rolling else scores[:, :1], top)
         overlap = jnp.take_along_axis(unrolled if threshold_on == "unrolled" else best, candidate, axis=1)
         counts = (overlap > threshold) & (value > rolling_threshold) & ~jnp.take_along_axis(barred, candidate, axis=1)
-        pick = jax.random.categorical(key_pick, jnp.where(counts, 0.0, -1e9), axis=1)
-        partner = jnp.take_along_axis(candidate, pick[:, None], axis=1)[:, 0]
+        pick = jax.random.categorical(key_pick, jnp.where(counts, 0.0, -1e9), axis=1)[:, None]
+        partner = jnp.take_along_axis(candidate, pick, axis=1)[:, 0]
         possible = jnp.any(counts, axis=1)
     if fallback == "first":
         partner = jnp.where(possible, partner, first)
