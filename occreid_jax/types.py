@@ -65,6 +65,7 @@ class Meta:
     images: int  # number of training images
     camera_numbers: tuple[int, ...] = ()  # 0-based, ascending, one per camera; empty: 0 .. cameras - 1
     camera_network: str = ""  # `Split.cameras` of the training set; "": not recorded
+    training_set: str = ""  # its hash, see `occreid_jax.data.fingerprint`; "": not recorded
 
 
 @dataclasses.dataclass(frozen=True)

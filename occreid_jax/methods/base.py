@@ -117,6 +117,12 @@ class MethodBase:
         """Nothing to show."""
         return {}
 
+    @property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        """Rows and columns of every image encoder's patches, by what the paths of its parameters begin with: a run that starts
+        from another picture size or stride has its positions resized from one to the other."""
+        return {name: getattr(self, name).grid for name in ("backbone", "visual") if hasattr(self, name)}
+
     @staticmethod
     def attention_map(cls_logits: Array, grid: tuple[int, int]) -> Array:
         """What the cls token looks at, float32 [B, h, w], mean over heads, sums to 1; from its products with the patches alone,

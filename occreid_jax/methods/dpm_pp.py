@@ -157,6 +157,10 @@ class DPMPP(PromptLearning):
     def alternates(self) -> bool:
         return self.settings.alternating and self.settings.mask
 
+    @property
+    def grids(self) -> dict[str, tuple[int, int]]:
+        return super().grids | ({"selection/encoder": self.selection.encoder.grid} if self.selection is not None else {})
+
     def encoder(self, stride: int, cameras: int = 0, projected: bool = True) -> vit.ViT:
         """The image encoder with ``stride``; ``projected`` adds the way into CLIP's text space where that is used."""
         settings, changes = self.settings, {}

@@ -79,8 +79,10 @@ def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
     path = Path(workdir) / "config.json"
     if path.exists() and not differences(workdir, config):
         old, new = dataclasses.asdict(read_meta(workdir)), dataclasses.asdict(meta)
-        if not old["camera_network"]:  # cameras were not recorded as they are now, or there were none
-            old, new = ({key: value for key, value in each.items() if "camera" not in key} for each in (old, new))
+        # What older runs did not record; without a network of cameras, their numbers may also have been made up.
+        unknown = [] if old["camera_network"] else [name for name in old if name.startswith("camera")]
+        unknown += [] if old["training_set"] else ["training_set"]
+        old, new = ({name: value for name, value in each.items() if name not in unknown} for each in (old, new))
         if changes := configuration.differences(old, new):
             raise UserError(
                 f"{workdir} holds a run on another training set ({'; '.join(changes)}); choose another --workdir or give the old "

@@ -152,7 +152,7 @@ class Trainer:
     def begin(self) -> TrainState:
         """The state before the first step, evaluated once if the config asks for it."""
         started = time.monotonic()
-        params, extra = initial_model(self.method, self.config)
+        params, extra = initial_model(self.method, self.config, self.reporter.line)
         current = self.on_devices(state.create(params, extra, self.config.seed))
         count = sum(x.size for x in jax.tree.leaves(params))
         self.reporter.line(f"initialised {count / 1e6:.2f} M parameters in {time.monotonic() - started:.1f} s")

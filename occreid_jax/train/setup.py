@@ -16,6 +16,7 @@ from occreid_jax import cameras, distributed, methods
 from occreid_jax import config as configuration
 from occreid_jax.data import occluders, readers, sampler
 from occreid_jax.data import table as tables
+from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.files import at_home
@@ -162,6 +163,7 @@ def training_meta(train: Split, config) -> Meta:
         images=len(train),
         camera_numbers=numbers,
         camera_network=network,
+        training_set=fingerprint(train),
     )
 
 

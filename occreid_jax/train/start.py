@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,41 +13,116 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
+from occreid_jax import methods
 from occreid_jax.assets import FOLDER, asset
 from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, first_line
-from occreid_jax.types import Method
+from occreid_jax.train.folder import read_config, read_meta
+from occreid_jax.types import Meta, Method
 from occreid_jax.weights.port import read_ported
-from occreid_jax.weights.trees import flatten, merge, unflatten
+from occreid_jax.weights.trees import flatten, merge, resized, shorten, unflatten
 
 
-def initial_model(method: Method, config) -> tuple[Any, Any]:
+def initial_model(method: Method, config, tell: Callable[[str], None] = lambda line: None) -> tuple[Any, Any]:
     """``(params, extra)`` before the first step.
 
-    ``config.init.run`` names a run folder to take the last parameters from; those that ``config.init.skip`` matches may be
-    missing there or have another shape (the classifier of another dataset). Its ``extra`` is taken where shapes agree.
-    ``config.init.weights`` names what launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, a whole model, to
-    which ``config.init.skip`` applies as well, or a part of one; several, separated by commas, are put in place one after the
-    other.
+    ``config.init.run`` names a run folder to take the last parameters from, see `start_from_run`. ``config.init.weights`` names
+    what launch/port_weights.py wrote: an encoder for `Method.load_pretrained`, a whole model, to which ``config.init.skip``
+    applies as well, or a part of one; several, separated by commas, are put in place one after the other. ``tell`` gets a line
+    about everything that is not simply taken.
     """
     params, extra = jax.jit(method.init)(jax.random.fold_in(jax.random.key(config.seed), 1))
     init = config.init
     for weights in filter(None, (name.strip() for name in init.weights.split(","))):
         params, extra = load_weights(method, params, extra, weights, init.skip)
     if init.run:
-        stored = read_run(Path(init.run))
-        params = merge(params, stored["params"], init.skip, f"the parameters of {init.run}")
-        extra = where_alike(extra, stored["extra"])
+        params, extra = start_from_run(method, params, extra, Path(init.run), init.skip, tell)
     return params, extra
 
 
-def where_alike(extra: Any, stored: Any) -> Any:
-    """``extra`` with every array of ``stored`` that has its place and shape: statistics, fixed words of prompts. What belongs to
-    the run's own pictures is prepared again before the stage that needs it."""
-    given = flatten(stored)
-    alike = lambda name, value: name in given and np.shape(given[name]) == np.shape(value)  # noqa: E731
+def start_from_run(
+    method: Method, params: Any, extra: Any, workdir: Path, skip: str, tell: Callable[[str], None]
+) -> tuple[Any, Any]:
+    """The last ``params`` and ``extra`` of a run in place of initial values.
+
+    What belongs to the run's training set (classifiers, prompts of identities, prototypes, banks, vectors of cameras) is taken if
+    this one is the same, and otherwise starts anew. Positions are resized where pictures or stride differ. Parameters that
+    ``skip`` matches may be missing in the run or have another shape; ``extra`` is taken where shapes agree.
+    """
+    stored = read_run(workdir)
+    given, state = flatten(stored["params"]), flatten(stored["extra"])
+    own = bound_to_other_data(method, read_meta(workdir))
+    if anew := [path for path in flatten(params) if f"params/{path}" in own]:
+        tell(f"note: {workdir} was trained on other pictures; what belongs to them starts anew: {shorten(anew)}")
+    given = {path: value for path, value in given.items() if f"params/{path}" not in own}
+    state = {path: value for path, value in state.items() if f"extra/{path}" not in own}
+    given |= (moved := resized_positions(method, params, given, workdir))
+    if moved:
+        tell(f"note: the positions of {workdir} are resized to this run's patches: {shorten(moved)}")
+    patterns = filter(None, (skip, *(f"^{re.escape(path)}$" for path in anew)))
+    params = merge(params, unflatten(given), "|".join(patterns), f"the parameters of {workdir}")
+    return params, where_alike(extra, state)
+
+
+def bound_to_other_data(method: Method, trained: Meta) -> set[str]:
+    """Paths below ``params/`` and ``extra/`` that belong to people, pictures or cameras that a run on ``trained`` did not have.
+
+    They are told by their shapes: one more person, picture or camera changes them. So a method needs to state nothing.
+    """
+    meta, changes = method.meta, {}
+    if not same_training_set(meta, trained):
+        changes |= {"identities": meta.identities + 1, "images": meta.images + 1}
+    if not same_cameras(meta, trained):
+        changes |= {"cameras": meta.cameras + 1}
+    if not changes:
+        return set()
+    other = methods.create(method.config, dataclasses.replace(meta, **changes))
+    own, others = (
+        flatten(dict(zip(("params", "extra"), jax.eval_shape(each.init, jax.random.key(0)), strict=True)))
+        for each in (method, other)
+    )
+    return {path for path, leaf in own.items() if np.shape(leaf) != np.shape(others.get(path, leaf))}
+
+
+def same_training_set(meta: Meta, trained: Meta) -> bool:
+    """Whether two runs have the same training pictures; older ones recorded counts alone."""
+    if trained.training_set and meta.training_set:
+        return trained.training_set == meta.training_set
+    return (trained.identities, trained.images) == (meta.identities, meta.images)
+
+
+def same_cameras(meta: Meta, trained: Meta) -> bool:
+    """Whether two runs have the same cameras in the same rows; older ones recorded their number alone."""
+    network = trained.camera_network in ("", meta.camera_network)
+    return network and (trained.cameras, trained.camera_numbers) == (meta.cameras, meta.camera_numbers)
+
+
+def resized_positions(method: Method, params: Any, given: Mapping[str, Any], workdir: Path) -> dict[str, np.ndarray]:
+    """The position embeddings among the ``given`` parameters of a run that stand for another grid, on this method's grids."""
+    target = flatten(params)
+    other = [
+        path for path in given
+        if path.endswith("pos_embed") and path in target and np.shape(given[path]) != np.shape(target[path])
+    ]  # fmt: skip
+    if not other:
+        return {}
+    trained = methods.create(read_config(workdir), read_meta(workdir)).grids
+    found = {}
+    for path in other:
+        encoder = next((name for name in method.grids if path.startswith(f"{name}/") and name in trained), None)
+        if encoder is not None and np.shape(given[path])[-1] == np.shape(target[path])[-1]:
+            found[path] = resized(np.asarray(given[path]), trained[encoder], method.grids[encoder])
+    return found
+
+
+def where_alike(extra: Any, stored: Mapping[str, Any]) -> Any:
+    """``extra`` with every array of ``stored`` (by path) that has its place and shape: statistics, fixed words of prompts."""
+
+    def alike(path: str, value: Any) -> bool:
+        return path in stored and np.shape(stored[path]) == np.shape(value)
+
     return unflatten(
-        {name: jnp.asarray(given[name], value.dtype) if alike(name, value) else value for name, value in flatten(extra).items()}
+        {path: jnp.asarray(stored[path], value.dtype) if alike(path, value) else value for path, value in flatten(extra).items()}
     )
 
 
