@@ -72,13 +72,14 @@ def translate(text: str, template: str, other: str) -> str | None:
 class Rule:
     """One parameter, or one of each block: ``path`` here, ``name`` elsewhere, both with fields such as ``{i}`` or ``{i:02d}``.
 
-    ``part`` says that the tensor is one of three (0 query, 1 key, 2 value) that lie side by side on the last axis here.
+    ``part`` says that the tensor is one of ``pieces`` that lie side by side on the last axis here; of three: query, key, value.
     """
 
     path: str
     name: str
     layout: str = "same"
     part: int | None = None
+    pieces: int = PARTS
 
     def to_path(self, name: str) -> str | None:
         """The path of the tensor ``name``; None if this rule is not about it."""
@@ -108,7 +109,7 @@ class Rule:
         if leave is None:
             raise ValueError(f"layout '{self.layout}' has no way back: the number of heads is not stored")
         if self.part is not None:
-            array = np.split(array, PARTS, axis=-1)[self.part]
+            array = np.split(array, self.pieces, axis=-1)[self.part]
         return np.asarray(leave(array), order="C")
 
 
@@ -208,7 +209,7 @@ def import_arrays(
             raise UserError(f"{sources[place]} and {name} are both {path}; remove one of them from the file")
         sources[place] = name
         array = rule.import_array(array, name)
-        fused = "" if rule.part is None else f"part {rule.part + 1} of {PARTS}"
+        fused = "" if rule.part is None else f"part {rule.part + 1} of {rule.pieces}"
         entries.append(Entry(name, *about, USED, path, ", ".join(filter(None, (fused, done, changed)))))
         if rule.part is None:
             weights[path] = array
@@ -223,14 +224,14 @@ def import_arrays(
 def join(path: str, found: Mapping[int, np.ndarray], rules: Sequence[Rule], sources: Mapping[tuple, str]) -> np.ndarray:
     """The fused array of ``path``: its parts side by side on the last axis."""
     present = sources[(path, min(found))]
-    for part in range(PARTS):
+    names = {rule.part: name for rule in rules if (name := rule.to_name(path)) is not None}
+    for part, name in sorted(names.items()):
         if part not in found:
-            name = next(name for rule in rules if rule.part == part and (name := rule.to_name(path)) is not None)
             raise UserError(f"{name} is missing, which goes with {present}; the file is not complete, fetch it again")
     shapes = {array.shape for array in found.values()}
     if len(shapes) > 1:
         raise UserError(f"{present} and what goes with it have different shapes {sorted(shapes)}; this is another network")
-    return np.concatenate([found[part] for part in range(PARTS)], axis=-1)
+    return np.concatenate([found[part] for part in sorted(found)], axis=-1)
 
 
 def refuse_nameless(

@@ -26,6 +26,7 @@ FAMILIES = {
     "dpm": "occreid_jax.weights.families.dpm:DPM",
     "spt": "occreid_jax.weights.families.spt:SPT",
     "fed": "occreid_jax.weights.families.fed:FED",
+    "dpeformer": "occreid_jax.weights.families.dpeformer:DPEFORMER",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
 

@@ -12,7 +12,7 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-from occreid_jax.weights.families import Description, Family, dpm, fed, spt
+from occreid_jax.weights.families import Description, Family, dpeformer, dpm, fed, spt
 from occreid_jax.weights.families.vit import block_shapes, encoder_rules, encoder_shapes
 from occreid_jax.weights.naming import (
     Arrays,
@@ -117,7 +117,7 @@ def write(weights: Mapping[str, np.ndarray]) -> tuple[Arrays, list[Entry], Descr
 
 def fits(names: Collection[str]) -> bool:
     # Successors of this network have its names and some of their own.
-    if dpm.fits(names) or spt.fits(names) or fed.fits(names):
+    if any(family.fits(names) for family in (dpm, spt, fed, dpeformer)):
         return False
     return {"base.cls_token", "base.patch_embed.proj.weight"} <= set(names)
 
