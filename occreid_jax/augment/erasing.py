@@ -12,10 +12,10 @@ AREA = (0.02, 1.0 / 3.0)  # share of the image
 ASPECT = (0.3, 1.0 / 0.3)  # height / width, drawn log-uniformly
 
 
-def draw_box(key: Array, height: int, width: int) -> tuple[Array, Array, Array, Array, Array]:
+def draw_box(key: Array, height: int, width: int, shares: tuple[float, float] = AREA) -> tuple[Array, Array, Array, Array, Array]:
     """Draws (top, left, box height, box width, found) in pixels; ``found`` is False if all attempts were too large."""
     key_area, key_aspect, key_top, key_left = jax.random.split(key, 4)
-    area = jax.random.uniform(key_area, (ATTEMPTS,), minval=AREA[0], maxval=AREA[1]) * (height * width)
+    area = jax.random.uniform(key_area, (ATTEMPTS,), minval=shares[0], maxval=shares[1]) * (height * width)
     aspect = jnp.exp(jax.random.uniform(key_aspect, (ATTEMPTS,), minval=jnp.log(ASPECT[0]), maxval=jnp.log(ASPECT[1])))
     box_height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     box_width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
@@ -33,16 +33,18 @@ def random_erasing(key: Array, image: Array, probability: float) -> Array:
     return erase_box(key, image, probability)[0]
 
 
-def erase_box(key: Array, image: Array, probability: float) -> tuple[Array, Array]:
-    """`random_erasing`, and bool [H, W] where it erased."""
+def erase_box(
+    key: Array, image: Array, probability: float, shares: tuple[float, float] = AREA
+) -> tuple[Array, Array]:
+    """`random_erasing` of a box that takes between two ``shares`` of the image, and bool [H, W] where it erased."""
     key_use, key_box, key_noise = jax.random.split(key, 3)
     height, width, channels = image.shape
-    top, left, box_height, box_width, found = draw_box(key_box, height, width)
+    top, left, box_height, box_width, found = draw_box(key_box, height, width, shares)
     row, column = jnp.arange(height)[:, None] - top, jnp.arange(width)[None, :] - left
     inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
     inside &= found & jax.random.bernoulli(key_use, probability)
     # Random numbers are the dearest part of the whole augmentation, so no more are drawn than the largest box has pixels
     # (its sides are rounded: half a row and half a column more than its area).
-    count = int(height * width * AREA[1]) + height + width
+    count = int(height * width * shares[1]) + height + width
     noise = jax.random.normal(key_noise, (count, channels))
     return jnp.where(inside[..., None], noise[jnp.clip(row * box_width + column, 0, count - 1)], image), inside

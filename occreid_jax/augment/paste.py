@@ -65,9 +65,11 @@ def paste(
     return image * (1.0 - alpha[..., None]) + colour, alpha
 
 
-def erase(key: Array, image: Array, probability: float) -> tuple[Array, Array]:
-    """Random erasing of a normalised picture float32 [H, W, 3] -> the picture and float32 [H, W], 1 where it was erased."""
-    erased, inside = erasing.erase_box(key, image, probability)
+def erase(
+    key: Array, image: Array, probability: float, shares: tuple[float, float] = erasing.AREA
+) -> tuple[Array, Array]:
+    """Random erasing of a picture float32 [H, W, 3] -> the picture and float32 [H, W], 1 where it was erased."""
+    erased, inside = erasing.erase_box(key, image, probability, shares)
     return erased, inside.astype(jnp.float32)
 
 

@@ -16,6 +16,7 @@ from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, past
 
 Array = jax.Array
 
+NOISES = ("after", "before")
 KINDS = ("roa", "cut_and_paste", "erasing", "none")
 TALL = 2  # an object is tall if it is more than so many times as high as wide
 
@@ -46,13 +47,14 @@ def realistic_occlusion(
     balanced: bool = False,
     hard: bool = False,
     rectangles: bool = False,
+    flip: float = 0.5,
 ) -> tuple[Array, Array]:
     """Puts one object of a library in front of one picture.
 
     ``image`` float32 [H, W, 3] in 0..1, ``pictures`` uint8 [K, S, S, 4], ``sides`` int32 [K, 2]. The box takes an even share
-    between ``least_area`` and ``most_area`` of the picture; an object is mirrored half of the time. As the paper lists its three
-    places, two of them are the same for every object: 2/3 of the wide ones lie at the top, 2/3 of the tall ones on the left.
-    ``balanced`` makes both halves. ``hard`` has no soft edge; ``rectangles`` pastes the whole box (Cut & Paste).
+    between ``least_area`` and ``most_area`` of the picture; an object is mirrored with probability ``flip``. As the paper lists
+    its three places, two of them are the same for every object: 2/3 of the wide ones lie at the top, 2/3 of the tall ones on the
+    left. ``balanced`` makes both halves. ``hard`` has no soft edge; ``rectangles`` pastes the whole box (Cut & Paste).
 
     Returns the picture and the object's opacity float32 [H, W].
     """
@@ -66,7 +68,7 @@ def realistic_occlusion(
     if rectangles:
         cutout = cutout.at[..., 3].set(255)
     box = placement(own, share, corner, *image.shape[:2])
-    return paste(image, cutout, *box, jax.random.bernoulli(key_flip), hard)
+    return paste(image, cutout, *box, jax.random.bernoulli(key_flip, flip), hard)
 
 
 def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array, dict], dict]:
@@ -75,8 +77,8 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
     ``config`` has ``flip``, ``pad`` and ``jitter`` as `augment.standard`, which both twins share, and ``occlusion`` with
 
     * ``kind``: "roa", "cut_and_paste" (whole boxes), "erasing" (random erasing with probability ``config.erasing``, which counts
-      here only) or "none" (the twin is the picture itself),
-    * ``probability`` that an object is pasted; ``least_area``, ``most_area``, ``balanced`` and ``hard`` as in
+      here only, of ``erased_area``, with noise "after" or "before" pictures are normalised) or "none" (the twin is the picture),
+    * ``probability`` that an object is pasted; ``least_area``, ``most_area``, ``balanced``, ``hard`` and ``flip`` as in
       `realistic_occlusion`.
 
     Returns ``augment(rng, batch)``, whose batch needs the library (`paste.LIBRARY`) unless nothing is pasted. The result has no
@@ -88,8 +90,9 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
     settings = config.occlusion
     kind, probability = settings.kind, settings.probability
     check("kind", kind, KINDS)
+    check("noise", settings.noise, NOISES)
     areas = dict(least_area=settings.least_area, most_area=settings.most_area)
-    rules = dict(balanced=settings.balanced, hard=settings.hard, rectangles=kind == "cut_and_paste")
+    rules = dict(balanced=settings.balanced, hard=settings.hard, rectangles=kind == "cut_and_paste", flip=settings.flip)
 
     def one(key, image, parts, pictures, sides):
         key_geometry, key_jitter, key_use, key_occluder = jax.random.split(key, 4)
@@ -100,7 +103,9 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
         clean = occluded = appearance.normalise(image, mean, std)
         alpha = jnp.zeros(image.shape[:2])
         if kind == "erasing":
-            occluded, alpha = erase(key_occluder, clean, erasing)
+            source = clean if settings.noise == "after" else image
+            occluded, alpha = erase(key_occluder, source, erasing, tuple(settings.erased_area))
+            occluded = occluded if settings.noise == "after" else appearance.normalise(occluded, mean, std)
         elif kind != "none":
             pasted, alpha = realistic_occlusion(key_occluder, image, pictures, sides, **areas, **rules)
             alpha = jnp.where(jax.random.bernoulli(key_use, probability), alpha, 0.0)

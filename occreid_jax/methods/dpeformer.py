@@ -1,19 +1,20 @@
 """DPEFormer: patch tokens selected by their similarity to a proxy, pooled into parts, each blended with the global feature; a
 memory of identities guides the encoder on clean images and on their occluded twins.
 
-Source: "Dynamic Patch-aware Enrichment Transformer for Occluded Person Re-Identification" (arXiv 2402.10435). No official code is
-known; where the paper is silent, the values are those of FED (CVPR 2022) and TransReID, whose code it builds on.
+Source: "Dynamic Patch-aware Enrichment Transformer for Occluded Person Re-Identification" (arXiv 2402.10435) and its official
+code, zhangxin06/DPEFormer, which leaves the text in many places: docs/methods/dpeformer.md has the table, every row a setting.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from occreid_jax import banks
 from occreid_jax.augment.paste import LIBRARY
@@ -21,7 +22,7 @@ from occreid_jax.augment.roa import roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
-from occreid_jax.nn import blending, heads, pooling, selection, vit
+from occreid_jax.nn import blending, heads, pooling, selection, sub_vectors, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
 from occreid_jax.weights.trees import merge_encoder
@@ -29,7 +30,12 @@ from occreid_jax.weights.trees import merge_encoder
 Array = jax.Array
 
 DESCRIPTORS = ("final", "parts_all", "parts_selected")
+VIEWS = ("clean", "occluded")
+BLENDINGS = ("paper", "sub_vector", "relation")
 CHOICES = {
+    "global_token": ("cls", "first_patch"),
+    "necks": ("separate", "shared"),
+    "blending.kind": BLENDINGS,
     "descriptor": DESCRIPTORS,
     "test_feature": SIDES,
     "selection.proxy": selection.PROXIES,
@@ -52,10 +58,10 @@ PASTED = ("roa", "cut_and_paste")  # kinds of occlusion that need a library of o
 class Encoded(NamedTuple):
     """What the network makes of a batch, float32 unless said; P parts of width D."""
 
-    cls: Array  # [B, D] cls token after the final norm
+    whole: Array  # [B, D] the global feature: the cls token after the final norm, or the first patch
     memory: Array  # [B, P D] all patch tokens, pooled in P stripes from top to bottom
     pooled: Array  # [B, P, D] the selected tokens, pooled
-    parts: Array  # [B, P, D] the same, each blended with the cls token
+    parts: Array  # [B, P, D] the same, each blended with the global feature
     selection: selection.Selection
     cls_logits: Array | None  # [B, heads, 1 + N] of the last block, before the softmax; None unless asked for
 
@@ -64,11 +70,20 @@ class Encoded(NamedTuple):
         return self.parts.reshape(len(self.parts), -1)
 
 
+class Normalised(NamedTuple):
+    """Features of the heads after their necks and their logits, by head, and the statistics of the necks."""
+
+    features: dict[str, Array]
+    logits: dict[str, Array]
+    statistics: Params
+
+
 class DPEFormer(MethodBase):
     """Parameters: ``backbone``, ``fbm_0`` ... one per part, ``heads`` with a BNNeck each for "memory", "global", "final" and
     "part_0" .... State: ``batch_stats`` of the necks, ``bank`` [identities, P D] (and ``final_bank`` with ``memory.also_final``).
+    Without ``global_neck``, and with ``necks="shared"`` for the final head, a head is a classifier alone.
 
-    A training batch holds ``image`` (clean) and ``occluded`` (its twin); both pass the network as one batch, clean ones first.
+    A training batch holds ``image`` (clean) and ``occluded`` (its twin); both pass the network as one batch, side by side.
     ``config.method.part_branch`` off leaves the encoder, the memory and two heads: the paper's baseline.
     """
 
@@ -80,32 +95,50 @@ class DPEFormer(MethodBase):
         settings = self.settings
         self.backbone = self.vit()
         self.parts = settings.parts
-        width, tokens = self.backbone.size.width, int(np.prod(self.backbone.grid))
+        tokens = int(np.prod(self.backbone.grid))
         if not settings.part_branch and (settings.descriptor != "parts_all" or settings.memory.also_final):
             raise UserError(
                 "config.method.part_branch=false leaves nothing but the stripes of all tokens; with it set descriptor=parts_all "
                 "and memory.also_final=false"
             )
         self.blends = settings.part_branch and settings.blending.on
-        if self.blends and width % blending.SUB_WIDTH:
-            raise UserError(
-                f"config.method.backbone={settings.backbone} has features of {width} numbers, which cannot be cut into "
-                f"sub-vectors of {blending.SUB_WIDTH}; set config.method.blending.on=False"
-            )
         if tokens < 3:
             raise UserError(f"config.method.patch and stride leave {tokens} tokens of an image, too few to select from")
-        counts = settings.selection.least, settings.selection.fixed
-        self.least, self.fixed = (int(count * tokens / TOKENS + 0.5) for count in counts)
-        if settings.selection.fixed:
-            self.fixed = max(self.fixed, 1)
-        if not self.selects:
-            self.fixed = tokens
-        self.blending = blending.FeatureBlending(settings.blending.heads, settings.blending.shared, self.dtype)
-        self.head = heads.BNNeck(meta.identities)
+        least, fixed = settings.selection.least, settings.selection.fixed
+        self.least = min(least, tokens) if settings.selection.absolute else scaled(least, tokens)
+        self.fixed = tokens if not self.selects else max(scaled(fixed, tokens), 1) if fixed else 0
+        self.blending = self.blending_module()
+        self.head, self.classifier = heads.BNNeck(meta.identities), heads.classifier(meta.identities)
+
+    def blending_module(self) -> nn.Module:
+        """What enriches a part's feature by the global one."""
+        rule, width = self.settings.blending, self.backbone.size.width
+        if self.blends and rule.kind != "relation" and width % blending.SUB_WIDTH:
+            raise UserError(
+                f"config.method.backbone={self.settings.backbone} has features of {width} numbers, which cannot be cut into "
+                f"sub-vectors of {blending.SUB_WIDTH}; set config.method.blending.on=False"
+            )
+        if rule.kind == "relation":
+            return sub_vectors.RelationEnrichment(self.dtype)
+        if rule.kind == "paper":
+            return blending.FeatureBlending(rule.heads, rule.shared, self.dtype)
+        if blending.SUB_WIDTH % rule.heads:
+            raise UserError(f"config.method.blending.heads={rule.heads} does not divide the {blending.SUB_WIDTH} of a sub-vector")
+        return sub_vectors.SubVectorBlending(rule.heads, rule.scramble, self.dtype)
 
     @property
     def selects(self) -> bool:
         return self.settings.part_branch and self.settings.selection.on
+
+    @property
+    def neckless(self) -> tuple[str, ...]:
+        """Heads that are a classifier alone: the global one, and the final one where it takes what the parts' necks give."""
+        final = ("final",) if self.settings.necks == "shared" and self.settings.part_branch else ()
+        return final + (() if self.settings.global_neck else ("global",))
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return VIEWS if self.settings.occluded else VIEWS[:1]
 
     @property
     def bank_heads(self) -> dict[str, str]:
@@ -136,6 +169,9 @@ class DPEFormer(MethodBase):
             widths |= {"final": self.parts * width} | {f"part_{part}": width for part in range(self.parts)}
         statistics = {}
         for (name, size), key in zip(widths.items(), jax.random.split(key_heads, len(widths)), strict=True):
+            if name in self.neckless:
+                params["heads"][name] = {"classifier": self.classifier.init(key, jnp.zeros((1, size)))["params"]}
+                continue
             variables = self.head.init(key, jnp.zeros((1, size)), False)
             params["heads"][name], statistics[name] = variables["params"], variables["batch_stats"]
         empty = {name: jnp.zeros((self.meta.identities, self.parts * width)) for name in self.bank_heads}
@@ -152,66 +188,82 @@ class DPEFormer(MethodBase):
 
     def remembered(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """For every memory bank what it remembers of each image, float32 [B, P D]."""
-        features = self.features(self.encode(params, batch["image"], batch["camid"]))
-        after = self.settings.memory.after_neck
-        return {
-            name: self.after_neck(params, extra, head, features[head]) if after else features[head]
-            for name, head in self.bank_heads.items()
-        }
+        features = self.features(self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid")))
+        if self.settings.memory.after_neck:
+            features = self.normalised(params, extra["batch_stats"], features).features
+        return {name: features[head] for name, head in self.bank_heads.items()}
 
     # Forward ----------------------------------------------------------------------------------------------------------
 
     def encode(
-        self, params: Params, images: Array, camids: Array, rng: Array | None = None, cls_logits: bool = False
-    ) -> Encoded:
-        """The network on normalised images [B, H, W, 3]. ``rng`` is given in training."""
-        settings, train = self.settings, rng is not None
+        self, params: Params, images: Array, camids: Array, rng: Array | None = None, cls_logits: bool = False,
+        views: int = 1, valid: Array | None = None,
+    ) -> Encoded:  # fmt: skip
+        """The network on normalised images [B, H, W, 3]. ``rng`` is given in training. ``views`` images that stand side by side
+        belong together; each view is a batch of its own to whatever looks at a whole batch. ``valid`` bool [B], see there."""
+        train = rng is not None
         out = self.backbone.apply(
             {"params": params["backbone"]}, images, camids, train, cls_logits, rngs={"dropout": rng} if train else None
         )
-        cls, tokens = out.cls, out.tokens[:, 1:]
-        rule = settings.selection
-        selected = selection.select_tokens(
-            cls, tokens, least=self.least, parts=self.parts, fixed=self.fixed, proxy=rule.proxy,
-            order=rule.order if self.selects else "spatial",
-            ignore_first_gap=rule.ignore_first_gap, normalise=rule.normalise,
-        )  # fmt: skip
+        tokens = out.tokens[:, 1:]
+        whole = out.cls if self.settings.global_token == "cls" else tokens[:, 0].astype(jnp.float32)
         memory = pooling.part_pool(tokens, self.parts)
+        if views == 1:
+            selected, pooled, parts = self.enrich(params, whole, tokens, valid)
+        else:
+            apart = (x.reshape(-1, views, *x.shape[1:]) for x in (whole, tokens))
+            found = jax.vmap(lambda w, t: self.enrich(params, w, t), in_axes=1, out_axes=1)(*apart)
+            selected, pooled, parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
+        return Encoded(whole, memory.reshape(len(memory), -1), pooled, parts, selected, out.cls_logits)
+
+    def enrich(
+        self, params: Params, whole: Array, tokens: Array, valid: Array | None = None
+    ) -> tuple[selection.Selection, Array, Array]:
+        """Which tokens [B, N, D] are selected, their means by part, and these blended with the global feature, [B, P, D] each."""
+        rule = self.settings.selection
+        selected = selection.select_tokens(
+            whole, tokens, least=self.least, parts=self.parts, fixed=self.fixed, proxy=rule.proxy,
+            order=rule.order if self.selects else "spatial", ignore_first_gap=rule.ignore_first_gap,
+            normalise=rule.normalise, zero_based=rule.zero_based, by_batch=rule.by_batch and self.selects, valid=valid,
+        )  # fmt: skip
         pooled = pooling.pool(selected.weights, tokens)
-        parts = pooled
-        if self.blends:
-            whole = jax.lax.stop_gradient(cls) if settings.blending.detach_cls else cls
-            blended = [
-                self.blending.apply({"params": params[f"fbm_{part}"]}, pooled[:, part], whole) for part in range(self.parts)
-            ]
-            parts = jnp.stack(blended, axis=1)
-        return Encoded(cls, memory.reshape(len(memory), -1), pooled, parts, selected, out.cls_logits)
+        if not self.blends:
+            return selected, pooled, pooled
+        whole = jax.lax.stop_gradient(whole) if self.settings.blending.detach_cls else whole
+        parts = [self.blending.apply({"params": params[f"fbm_{part}"]}, pooled[:, part], whole) for part in range(self.parts)]
+        return selected, pooled, jnp.stack(parts, axis=1)
 
     def features(self, encoded: Encoded) -> dict[str, Array]:
         """What each head classifies, by the head's name."""
-        named = {"memory": encoded.memory, "global": encoded.cls}
+        named = {"memory": encoded.memory, "global": encoded.whole}
         if self.settings.part_branch:
             named |= {"final": encoded.final} | {f"part_{part}": encoded.parts[:, part] for part in range(self.parts)}
         return named
 
-    def after_neck(self, params: Params, extra: Extra, head: str, feature: Array) -> Array:
-        """A feature [B, D] after the neck of a head, with the running statistics."""
-        (normalised, _), _ = run(self.head, params["heads"][head], extra["batch_stats"][head], feature)
-        return normalised
-
-    def classify(
-        self, params: Params, extra: Extra, features: dict[str, Array], calls: int
-    ) -> tuple[dict[str, Array], dict[str, Array], Params]:
-        """Training: (features after their necks, logits, new statistics). The batch passes the necks in ``calls`` equal pieces,
-        one after the other, each normalised by its own statistics."""
-        normalised, logits, statistics = {}, {}, dict(extra["batch_stats"])
+    def normalised(self, params: Params, statistics: Params, features: Mapping[str, Array], train: bool = False) -> Normalised:
+        """The heads on features [B, D] of one view, in training with the statistics of the batch."""
+        after, logits, statistics, own = {}, {}, dict(statistics), params["heads"]
         for name, feature in features.items():
-            outputs = []
-            for piece in jnp.split(feature, calls):
-                output, statistics[name] = run(self.head, params["heads"][name], statistics[name], piece, train=True)
-                outputs.append(output)
-            normalised[name], logits[name] = (jnp.concatenate(pieces) for pieces in zip(*outputs, strict=True))
-        return normalised, logits, statistics
+            if name not in self.neckless:
+                (after[name], logits[name]), statistics[name] = run(self.head, own[name], statistics[name], feature, train=train)
+        parts = [after[name] for name in features if name.startswith("part_")]
+        for name in self.neckless:
+            after[name] = jnp.concatenate(parts, axis=-1) if name == "final" else features[name]
+            logits[name] = self.classifier.apply({"params": own[name]["classifier"]}, after[name])
+        return Normalised(after, logits, statistics)
+
+    def classified(self, params: Params, extra: Extra, features: Mapping[str, Array]) -> dict[str, Normalised]:
+        """Training: `normalised` of every view; ``features`` [V B, D] have the views of an image side by side. The views pass the
+        necks one after the other, clean ones first, each normalised by its own statistics, or as one batch."""
+        statistics, found, count = extra["batch_stats"], {}, len(self.views)
+        if not self.settings.neck_per_view:
+            whole = self.normalised(params, statistics, features, True)
+            return {view: whole._replace(features=apart(whole.features, number, count), logits=apart(whole.logits, number, count))
+                    for number, view in enumerate(self.views)}  # fmt: skip
+        for number, view in enumerate(self.views):
+            found[view] = self.normalised(params, statistics, apart(features, number, count), True)
+            statistics = found[view].statistics
+        return found
 
     # Losses -----------------------------------------------------------------------------------------------------------
 
@@ -220,39 +272,55 @@ class DPEFormer(MethodBase):
 
         The memory is that of before the step; clean images alone enter it (Eq. 13).
         """
-        settings, memory, labels = self.settings, self.settings.memory, batch["label"]
-        images, camids, views = batch["image"], batch["camid"], 1
-        if settings.occluded:
-            images, camids, views = jnp.concatenate([images, batch["occluded"]]), jnp.concatenate([camids, camids]), 2
-        encoded = self.encode(params, images, camids, rng)
+        labels, count = batch["label"], len(self.views)
+        pictures = (batch["image"], batch["occluded"]) if self.settings.occluded else (batch["image"],)
+        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
+        images = jnp.stack(pictures, axis=1).reshape(-1, *batch["image"].shape[1:])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng, views=count)
         features = self.features(encoded)
-        normalised, logits, statistics = self.classify(params, extra, features, views if settings.neck_per_view else 1)
-        changed = {"batch_stats": statistics}
-
-        def classified(logits: Array) -> Array:
-            return cross_entropy(logits, labels, settings.label_smoothing)
-
-        weights = (1.0, settings.occluded_identity_weight)[:views]
-        identity = sum(over_views(classified, values, weights) for values in logits.values()) / sum(weights)
-        total = settings.identity_weight * identity
-        metrics = {"identity": identity}
-        for name, head in self.bank_heads.items():
-            compared = (normalised if memory.after_neck else features)[head]
-
-            def contrast(feature: Array, bank: Array = extra[name]) -> Array:
-                return jnp.mean(banks.info_nce(feature, bank, labels, memory.temperature, memory.floor))
-
-            contrastive = over_views(contrast, compared, (1.0, memory.occluded_weight)[:views])
-            total = total + memory.weight * contrastive
-            metrics["contrastive" if name == "bank" else "final_contrastive"] = contrastive
-            changed[name] = banks.update_bank(extra[name], compared[: len(labels)], labels, memory.keep, memory.rule)
-
-        own = jnp.split(logits["final" if settings.part_branch else "memory"], views)
-        metrics |= dict(zip(("accuracy", "occluded_accuracy"), (accuracy(each, labels) for each in own), strict=False))
+        views = self.classified(params, extra, features)
+        identity, metrics = self.identity(views, labels)
+        contrastive, remembered, contrasts = self.contrastive(extra, features, views, labels)
+        own = "final" if self.settings.part_branch else "memory"
+        metrics |= contrasts
+        metrics |= {("accuracy" if view == "clean" else "occluded_accuracy"): accuracy(each.logits[own], labels)
+                    for view, each in views.items()}  # fmt: skip
         metrics |= self.selection_metrics(encoded.selection)
-        if settings.occluded:
+        if self.settings.occluded:
             metrics["covered"] = jnp.mean(batch["covered"])
-        return total, Aux(extra | changed, metrics)
+        changed = {"batch_stats": views[self.views[-1]].statistics} | remembered
+        return identity + contrastive, Aux(extra | changed, metrics)
+
+    def identity(self, views: Mapping[str, Normalised], labels: Array) -> tuple[Array, dict[str, Array]]:
+        """Weighted sum of the heads' cross entropies, each a mean over the views; metrics: that sum, and its kinds of heads."""
+        settings, kinds = self.settings, {}
+        shares = (1.0, settings.occluded_identity_weight)[: len(views)]
+        for head in views["clean"].logits:
+            terms = [cross_entropy(each.logits[head], labels, settings.label_smoothing) for each in views.values()]
+            value = sum(share * term for share, term in zip(shares, terms, strict=True)) / sum(shares)
+            kind = head.partition("_")[0]
+            kinds[kind] = kinds.get(kind, 0.0) + settings.identity_weights[kind] * value
+        total = sum(kinds.values())
+        return total, {"identity": total} | {f"identity_{kind}": value for kind, value in kinds.items()}
+
+    def contrastive(
+        self, extra: Extra, features: Mapping[str, Array], views: Mapping[str, Normalised], labels: Array
+    ) -> tuple[Array, dict[str, Array], dict[str, Array]]:
+        """The weighted contrastive loss of every memory, the memories after the step, and metrics."""
+        memory, total, moved, metrics = self.settings.memory, 0.0, {}, {}
+        for bank, head in self.bank_heads.items():
+            compared = [
+                each.features[head] if memory.after_neck else features[head][number :: len(views)]
+                for number, each in enumerate(views.values())
+            ]
+            terms = [jnp.mean(banks.info_nce(x, extra[bank], labels, memory.temperature, memory.floor)) for x in compared]
+            value = sum(share * term for share, term in zip((1.0, memory.occluded_weight)[: len(terms)], terms, strict=True))
+            total = total + memory.weight * value
+            start = "" if bank == "bank" else "final_"
+            metrics[f"{start}contrastive"] = value
+            metrics |= {f"{start}contrastive_{view}": term for view, term in zip(views, terms, strict=True)}
+            moved[bank] = banks.update_bank(extra[bank], compared[0], labels, memory.keep, memory.rule)
+        return total, moved, metrics
 
     def selection_metrics(self, selected: selection.Selection) -> dict[str, Array]:
         """How many tokens are selected; by the gaps alone, how often one and how often less than the minimum, where gaps decide.
@@ -275,15 +343,20 @@ class DPEFormer(MethodBase):
 
         After a neck: pooled tokens that no head was trained on take that of the memory, whose features they are like.
         """
-        encoded = self.encode(params, batch["image"], batch["camid"])
-        descriptor = self.settings.descriptor
-        if descriptor == "final" or (descriptor == "parts_selected" and not self.blends):
-            feature, head = encoded.final, "final"
-        elif descriptor == "parts_selected":
-            feature, head = encoded.pooled.reshape(encoded.memory.shape), "memory"
-        else:
-            feature, head = encoded.memory, "memory"
-        return self.after_neck(params, extra, head, feature) if self.settings.test_feature == "after" else feature
+        rule = self.settings.selection
+        if self.selects and rule.by_batch and not rule.by_batch_at_test:
+            raise UserError(
+                "config.method.selection.by_batch=true: what a picture gives would depend on the pictures beside it; set "
+                "config.method.selection.by_batch_at_test=true to compare as the official code does, or by_batch=false"
+            )
+        encoded = self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid"))
+        features, descriptor = self.features(encoded), self.settings.descriptor
+        head = "final" if descriptor == "final" or (descriptor == "parts_selected" and not self.blends) else "memory"
+        if descriptor == "parts_selected" and self.blends:
+            features["memory"] = encoded.pooled.reshape(encoded.memory.shape)
+        if self.settings.test_feature == "before":
+            return features[head]
+        return self.normalised(params, extra["batch_stats"], features).features[head]
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """``attention`` float32 [B, h, w] of the cls token, sums to 1; ``scores`` float32 [B, h, w], similarity to the proxy, not
@@ -313,10 +386,20 @@ class DPEFormer(MethodBase):
         }
 
     def forward_flops(self) -> float:
-        blended = blending.feature_blending_flops(self.backbone.size.width, self.settings.blending.heads)
+        width, rule = self.backbone.size.width, self.settings.blending
+        blended = {
+            "paper": blending.feature_blending_flops(width, rule.heads),
+            "sub_vector": sub_vectors.sub_vector_flops(width),
+            "relation": sub_vectors.relation_flops(width),
+        }[rule.kind]
         return encoder_flops(self.backbone) + self.parts * self.blends * blended
 
 
-def over_views(function: Callable[[Array], Array], values: Array, weights: tuple[float, ...]) -> Array:
-    """Weighted sum of a mean over each view; ``values`` [V B, ...] holds the views one after the other."""
-    return sum(weight * function(view) for weight, view in zip(weights, jnp.split(values, len(weights)), strict=True))
+def scaled(count: int, tokens: int) -> int:
+    """A number of 128 tokens as the same share of ``tokens``."""
+    return int(count * tokens / TOKENS + 0.5)
+
+
+def apart(values: Mapping[str, Array], number: int, count: int) -> dict[str, Array]:
+    """View ``number`` of arrays [V B, ...] that hold the ``count`` views of an image side by side."""
+    return {name: value[number::count] for name, value in values.items()}

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from occreid_jax.augment.npo import npo
 from occreid_jax.augment.paste import LIBRARY
@@ -25,6 +24,7 @@ from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
 from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, feature_diffusion_flops, search
+from occreid_jax.nn.heads import classifier
 from occreid_jax.nn.layers import BatchNorm, run
 from occreid_jax.nn.pooling import part_pool
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
@@ -105,7 +105,7 @@ class FED(MethodBase):
         scale = (width / settings.attention_heads) ** -0.5 if settings.attention_scale is None else settings.attention_scale
         self.oem, self.necks, self.neck = OcclusionErasing(), PartNecks(), BatchNorm()
         self.fdm = FeatureDiffusion(settings.attention_heads, scale, settings.scramble, settings.ffn, self.dtype)
-        self.head = nn.Dense(meta.identities, use_bias=False, kernel_init=nn.initializers.normal(0.001))
+        self.head = classifier(meta.identities)
 
     def views(self, stage: str) -> tuple[str, ...]:
         """The pictures of an image that a stage sees, in the order in which the necks meet them."""

@@ -15,6 +15,11 @@ FROZEN_BIAS = r"(^|/)neck[^/]*/bias$"
 """Parameter paths that no optimiser moves: the BNNeck's shift stays where it is (Luo et al., BoT, 2019)."""
 
 
+def classifier(classes: int, name: str | None = None) -> nn.Dense:
+    """A classifier without bias, whose rows start near zero."""
+    return nn.Dense(classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name=name)
+
+
 class BNNeck(nn.Module):
     """Batch normalisation and a bias-free classifier. Features [B, D] -> (normalised [B, D], logits float32 [B, C])."""
 
@@ -23,8 +28,7 @@ class BNNeck(nn.Module):
     @nn.compact
     def __call__(self, features: Array, train: bool) -> tuple[Array, Array]:
         normalised = BatchNorm(name="neck")(features, train)
-        logits = nn.Dense(self.classes, use_bias=False, kernel_init=nn.initializers.normal(0.001), name="classifier")(normalised)
-        return normalised, logits
+        return normalised, classifier(self.classes, "classifier")(normalised)
 
 
 class BNNecks(nn.Module):

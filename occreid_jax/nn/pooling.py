@@ -26,7 +26,21 @@ def bin_weights(places: Array, kept: Array, count: Array, parts: int) -> Array:
 
     ``places`` int32 [..., N] is each token's place among the kept ones, ``kept`` bool [..., N], ``count`` int32 [...].
     """
-    start, end = bounds(jnp.arange(parts), count[..., None], parts)
+    return bins_of(places, kept, count, jnp.arange(parts), parts)
+
+
+def bin_weights_by_way(places: Array, kept: Array, count: Array, between: Array, parts: int) -> Array:
+    """`bin_weights` in two poolings: ``count`` tokens into ``between`` int32 [] bins, and these into ``parts``."""
+    most = places.shape[-1]
+    bins = jnp.arange(most)
+    first = bins_of(places, kept, count, bins, between)
+    second = bin_weights(bins, bins < between, between, parts)
+    return jnp.matmul(second, first, precision=jax.lax.Precision.HIGHEST)
+
+
+def bins_of(places: Array, kept: Array, count: Array, bins: Array, parts: int | Array) -> Array:
+    """Rows of `bin_weights` for the numbers ``bins`` int32 [M] of ``parts``, which may be traced: float32 [..., M, N]."""
+    start, end = bounds(bins, count[..., None], parts)
     places = places[..., None, :]
     inside = kept[..., None, :] & (places >= start[..., None]) & (places < end[..., None])
     return inside / (end - start)[..., None].astype(jnp.float32)

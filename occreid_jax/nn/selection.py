@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from occreid_jax.nn.pooling import bin_weights
+from occreid_jax.nn.pooling import bin_weights, bin_weights_by_way
 from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
@@ -29,11 +29,12 @@ class Selection(NamedTuple):
     count: Array  # int32 [B], the number of selected tokens
     by_gap: Array  # int32 [B], the number before the minimum: the first tokens up to the widest gap
     scores: Array  # float32 [B, N], similarity to the proxy
-    proxy: Array  # int32 [B], the patch that is most like the cls token
+    proxy: Array  # int32 [B], the patch that is most like the global feature
+    between: Array  # int32 [B], bins that the tokens pass on their way into parts; ``count`` where they pass none
 
 
 def select_tokens(
-    cls: Array,
+    whole: Array,
     tokens: Array,
     *,
     least: int | Array,
@@ -43,17 +44,24 @@ def select_tokens(
     fixed: int | Array = 0,
     ignore_first_gap: bool = False,
     normalise: bool = True,
+    zero_based: bool = False,
+    by_batch: bool = False,
+    valid: Array | None = None,
 ) -> Selection:
-    """Selects patch tokens float [B, N, D] by their similarity to a proxy; cls is float [B, D].
+    """Selects patch tokens float [B, N, D] by their similarity to a proxy; the global feature ``whole`` is float [B, D].
 
-    The proxy is the patch most like the cls token (Eq. 1), or with ``proxy="cls"`` that token itself. Scores are similarities
-    to it (Eq. 2), the proxy's own 1 among them. They are sorted (Eq. 3), and the k tokens before the widest gap are selected
-    (Eq. 4 to 6), at least ``least`` of them, or ``fixed`` whatever the gaps are if that is not 0. ``ignore_first_gap`` leaves
-    out the gap behind the best score, which for the proxy is 1 minus the second best. ``normalise`` compares unit vectors.
+    The proxy is the patch most like the global feature (Eq. 1), or with ``proxy="cls"`` that feature itself. Scores are
+    similarities to it (Eq. 2), the proxy's own 1 among them. They are sorted (Eq. 3), and the k tokens before the widest gap are
+    selected (Eq. 4 to 6), at least ``least`` of them, or ``fixed`` whatever the gaps are if that is not 0. ``ignore_first_gap``
+    leaves out the gap behind the best score, which for the proxy is 1 minus the second best. ``normalise`` compares unit vectors.
 
     ``order`` says which selected tokens share a part: "spatial" keeps them as they stand in the image, from its top to its
     bottom, "rank" sorts them by score. Ties keep the order of the tokens. ``least`` and ``fixed`` may be traced. ValueError for
     unknown words and for too few tokens to have a gap.
+
+    Two slips of the official code are settings. ``zero_based`` takes the number of the widest gap, counted from 0, for the number
+    of tokens: one too few. ``by_batch`` pools every image's tokens first into as many bins as the image of the batch with the
+    fewest has tokens: what an image gives depends on the others. ``valid`` bool [B] leaves out images that only pad the batch.
     """
     for name, value, choices in (("proxy", proxy, PROXIES), ("order", order, ORDERS)):
         if value not in choices:
@@ -61,24 +69,37 @@ def select_tokens(
     total, first = tokens.shape[1], int(ignore_first_gap)
     if total < 2 + first:
         raise ValueError(f"{total} tokens have no gap to be selected by")
-    cls, tokens = jax.lax.stop_gradient((cls.astype(jnp.float32), tokens.astype(jnp.float32)))
-    if normalise:
-        cls, tokens = unit_vectors(cls), unit_vectors(tokens)
-    scores = similarities(cls, tokens)
-    closest = jnp.argmax(scores, axis=1)
-    if proxy == "patch":
-        scores = similarities(jnp.take_along_axis(tokens, closest[:, None, None], axis=1)[:, 0], tokens)
+    scores, closest = proxy_scores(whole, tokens, proxy, normalise)
     ranking = jnp.argsort(-scores, axis=1, stable=True)
     ranks = jnp.argsort(ranking, axis=1)
     ordered = jnp.take_along_axis(scores, ranking, axis=1)
     gaps = ordered[:, :-1] - ordered[:, 1:]
-    by_gap = jnp.argmax(gaps[:, first:], axis=1) + first + 1  # gap i, from 1, lies behind the i-th best token
+    by_gap = jnp.argmax(gaps[:, first:], axis=1) + first + (not zero_based)  # gap i, from 1, lies behind the i-th best token
     count = jnp.where(jnp.asarray(fixed) > 0, fixed, jnp.maximum(by_gap, least))
     count = jnp.clip(count, 1, total)
     selected = ranks < count[:, None]
     places = ranks if order == "rank" else jnp.cumsum(selected, axis=1) - 1
     count, by_gap, closest = (x.astype(jnp.int32) for x in (count, by_gap, closest))
-    return Selection(bin_weights(places, selected, count, parts), selected, count, by_gap, scores, closest)
+    between = count
+    if by_batch:
+        fewest = jnp.min(count if valid is None else jnp.where(valid, count, total))
+        between = jnp.full_like(count, fewest)
+        weights = bin_weights_by_way(places, selected, count, fewest, parts)
+    else:
+        weights = bin_weights(places, selected, count, parts)
+    return Selection(weights, selected, count, by_gap, scores, closest, between)
+
+
+def proxy_scores(whole: Array, tokens: Array, proxy: str, normalise: bool) -> tuple[Array, Array]:
+    """Eq. 1 and 2: scores float32 [B, N] of the tokens, and the patch int32 [B] that is most like the global feature."""
+    whole, tokens = jax.lax.stop_gradient((whole.astype(jnp.float32), tokens.astype(jnp.float32)))
+    if normalise:
+        whole, tokens = unit_vectors(whole), unit_vectors(tokens)
+    scores = similarities(whole, tokens)
+    closest = jnp.argmax(scores, axis=1)
+    if proxy == "patch":
+        scores = similarities(jnp.take_along_axis(tokens, closest[:, None, None], axis=1)[:, 0], tokens)
+    return scores, closest
 
 
 def similarities(one: Array, tokens: Array) -> Array:
