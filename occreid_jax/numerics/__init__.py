@@ -41,6 +41,8 @@ KINDS = {
     "SPT re-identification": "occreid_jax.numerics.spt:REIDENTIFICATION",
     "FED units": "occreid_jax.numerics.fed:UNITS",
     "FED": "occreid_jax.numerics.fed:NETWORK",
+    "DPEFormer units": "occreid_jax.numerics.dpeformer:UNITS",
+    "DPEFormer": "occreid_jax.numerics.dpeformer:NETWORK",
 }
 
 

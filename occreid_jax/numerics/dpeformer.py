@@ -20,15 +20,16 @@ from occreid_jax.augment.roa import placement
 from occreid_jax.banks import identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import cross_entropy
-from occreid_jax.methods.dpeformer import VIEWS, DPEFormer, Encoded
+from occreid_jax.methods.dpeformer import DPEFormer
 from occreid_jax.nn import pooling, selection
+from occreid_jax.nn.heads import FROZEN_BIAS
 from occreid_jax.nn.sub_vectors import RelationEnrichment, SubVectorBlending
-from occreid_jax.numerics.dpm import official_weights
+from occreid_jax.numerics.dpm import official_names, official_weights
 from occreid_jax.numerics.encoders import backbone_of, encoder_settings, norms
-from occreid_jax.numerics.kind import Kind, grouped
+from occreid_jax.numerics.fed import unit_contrast
+from occreid_jax.numerics.kind import Kind
 from occreid_jax.numerics.settings import reproduction
 from occreid_jax.types import Meta, Stage
-from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.families import dpeformer
 from occreid_jax.weights.naming import export_arrays, import_arrays
 from occreid_jax.weights.reference import Comparison, ReferenceFile
@@ -81,11 +82,19 @@ def selected(file: ReferenceFile, case: str) -> dict[str, Any]:
     ranks = jnp.asarray(np.argsort(np.argsort(-np.asarray(found.scores), axis=1, kind="stable"), axis=1))
     bins = pooling.bins_of(ranks, found.selected, found.count, jnp.arange(fewest), fewest)
     out = described(found) | {
+        "proxy": same_token(tokens, found.proxy, file.outputs[f"sel.{case}.proxy"]),
         "pooled": pooled,
         "result": pooling.pool(bins, tokens),
         "grad_tokens": jax.grad(loss)(tokens),
     }
     return {f"sel.{case}.{name}": array for name, array in out.items()}
+
+
+def same_token(tokens: jax.Array, found: jax.Array, stored: np.ndarray) -> np.ndarray:
+    """Places int [B] of a token in each image: the stored ones where these hold the very same numbers, and where a file stores
+    -1, since copies of a token share the place."""
+    own, other = (np.take_along_axis(np.asarray(tokens), np.asarray(x)[:, None, None], axis=1) for x in (found, stored))
+    return np.where((own == other).all(axis=(1, 2)) | (stored < 0), stored, np.asarray(found))
 
 
 def described(found: selection.Selection) -> dict[str, np.ndarray]:
@@ -152,13 +161,7 @@ def remembered(file: ReferenceFile) -> dict[str, Any]:
 
     x1, x2 = (jnp.asarray(file.tagged(tag, shape)) for tag in ("dpe_x1", "dpe_x2"))
     (total, (clean, occluded)), slopes = jax.value_and_grad(both, (0, 1), has_aux=True)(x1, x2)
-    unit = unit_vectors(own[0.2] + x1)
-
-    def plain(x):
-        logits = jnp.matmul(x, unit_vectors(bank).T) / about["temp"]
-        return cross_entropy(logits, labels)
-
-    value, slope = jax.value_and_grad(plain)(unit)
+    plain = unit_contrast(own[0.2] + x1, bank, labels, about["temp"])
     return {
         "bank.init": bank,
         "bank.loss_clean": clean,
@@ -167,9 +170,7 @@ def remembered(file: ReferenceFile) -> dict[str, Any]:
         "bank.grad_x1": slopes[0],
         "bank.grad_x2": slopes[1],
         "bank.after": update_bank(bank, own[0.2] + x1, labels, about["momentum"]),
-        "infonce.loss": value,
-        "infonce.grad": slope,
-    }
+    } | {f"infonce.{name}": value for name, value in plain.items()}
 
 
 def identities(file: ReferenceFile) -> dict[str, Any]:
@@ -194,7 +195,7 @@ def pasted(file: ReferenceFile, number: int) -> np.ndarray:
     person, cut = file.input(f"roa.person{number}"), file.input(f"roa.cut{number}")
     height, width, side, corner = (int(x) for x in file.input("roa.draws")[number])
     if cut.shape[:2] != (height, width):
-        raise UserError(f"{file.path}: roa.draws says {height}x{width} of roa.cut{number}, which is {cut.shape[0]}x{cut.shape[1]}")
+        raise UserError(f"{file.path}: roa.cut{number} is {cut.shape[0]}x{cut.shape[1]}, roa.draws says {height}x{width}")
     tall = height > 2 * width
     share = side / person.shape[1 if tall else 0]
     place = jnp.int32(2 if tall and corner in (1, 3) else 1 if not tall and corner in (2, 3) else 0)
@@ -228,23 +229,19 @@ def official_method(file: ReferenceFile, **changes: Any) -> DPEFormer:
 def pictures(file: ReferenceFile) -> tuple[np.ndarray, np.ndarray]:
     """Clean and occluded images float32 [B, 3, H, W]: boxes of patches are one patch each, plus a share of noise."""
     about, raw = file.config, file.images()
-    size = about["H"] // 16 * 16 // 16
     clean = boxed(raw, about["clean_boxes_r0r1c0c1"], file.tagged("dpe_patch", (len(raw), 3, 16, 16)), about["eps"] * raw)
     noise = about["eps"] * file.tagged("dpe_occluder", raw.shape)
     occluded = boxed(
         clean, about["occluder_boxes_r0r1c0c1"], file.tagged("dpe_occluder_patch", (len(raw), 3, 16, 16)), noise
     )
-    del size
     for name, images in (("clean", clean), ("occluded", occluded)):
-        sums = np.abs(images).sum(axis=(1, 2, 3), dtype=np.float64)
-        stored = file.input(f"{name}_sums_f64")
-        if not (np.allclose(sums, stored, rtol=1e-6) or np.allclose(images.sum(axis=(1, 2, 3), dtype=np.float64), stored, rtol=1e-6)):
+        if not np.allclose(images.sum(axis=(1, 2, 3), dtype=np.float64), file.input(f"{name}_sums_f64"), rtol=1e-6):
             raise UserError(f"{file.path}: the recipe gives other {name} images than the file was made with")
     return clean, occluded
 
 
 def boxed(images: np.ndarray, boxes: list, patches: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    """Copies whose boxes (rows r0:r1 and columns c0:c1 of the patch grid, or None) hold one patch in every cell, plus ``noise``."""
+    """Copies whose boxes (rows r0:r1, columns c0:c1 of the patch grid, or None) hold one patch in every cell, plus ``noise``."""
     changed = images.copy()
     for number, box in enumerate(boxes):
         if box is not None:
@@ -252,3 +249,114 @@ def boxed(images: np.ndarray, boxes: list, patches: np.ndarray, noise: np.ndarra
             tiles = np.tile(patches[number], (1, box[1] - box[0], box[3] - box[2]))
             changed[number, :, rows, columns] = tiles + noise[number, :, rows, columns]
     return changed
+
+
+def compare(file: ReferenceFile) -> Iterator[Comparison]:
+    method = official_method(file)
+    params, extra = official_weights(file, dpeformer)
+    extra = extra | {"bank": jnp.asarray(file.tagged("dpe_memory", (method.meta.identities, 4 * method.backbone.size.width)))}
+    clean, occluded = (jnp.asarray(images.transpose(0, 2, 3, 1)) for images in pictures(file))
+    labels = jnp.asarray(file.input("label"), jnp.int32)
+    batch = {"image": clean, "occluded": occluded, "covered": jnp.zeros(len(clean)), "label": labels, "camid": 0 * labels}
+    computed = {f"eval.{key}": value for key, value in evaluated(method, params, extra, clean).items()}
+    computed["eval.recon_rem"] = recombined(file, method, params, extra, computed)
+    first = evaluated(method, params, extra, clean[:2])
+    computed |= {f"eval_first2.{key}": value for key, value in first.items()}
+    computed |= {f"train.{key}": value for key, value in trained(method, params, extra, batch, file).items()}
+    joined = official_method(file, **{"blending.scramble": False})
+    computed |= {f"{FIXED}eval.{key}": value for key, value in evaluated(joined, params, extra, clean).items()}
+    computed |= {f"{FIXED}train.{key}": value for key, value in trained(joined, params, extra, batch, file).items()}
+    for key, array in computed.items():
+        if key in file.outputs:
+            yield file.compare(key, array)
+
+
+def evaluated(method: DPEFormer, params: Any, extra: Any, images: jax.Array) -> dict[str, Any]:
+    """What the network gives for a batch of pictures, step by step."""
+
+    @jax.jit
+    def run(params, extra, images):
+        camids = jnp.zeros(len(images), jnp.int32)
+        tokens = method.backbone.apply({"params": params["backbone"]}, images, camids)
+        encoded = method.encode(params, images, camids)
+        after = method.normalised(params, extra["batch_stats"], method.features(encoded)).features
+        out = {"global_tok1": encoded.whole, "cls": tokens.cls, "tokens_mean": tokens.tokens[:, 1:].mean(axis=1)}
+        out |= {"parts": encoded.memory, "x1_bn": after["memory"], "pooled": encoded.pooled, "fbm": encoded.parts}
+        return out | {"x1_new": after["final"]}, encoded.selection
+
+    out, found = run(params, extra, images)
+    return out | described(found) | {"parts": out["parts"].reshape(len(images), method.parts, -1)}
+
+
+def recombined(file: ReferenceFile, method: DPEFormer, params: Any, extra: Any, computed: Mapping[str, Any]) -> jax.Array:
+    """The final feature [B, P D] with REM in place of blending."""
+    pooled, whole, parts = computed["eval.pooled"], computed["eval.global_tok1"], []
+    arrays = dict(file.weights())
+    for part in range(method.parts):
+        name = f"REM_zx.{part}."
+        own = {key.removeprefix(name): array for key, array in arrays.items() if key.startswith(name)}
+        tree = unflatten({path: jnp.asarray(x) for path, x in import_arrays(own, RELATION)[0].items()})
+        parts.append(RelationEnrichment().apply({"params": tree}, pooled[:, part], whole))
+    features = {"memory": computed["eval.x1_bn"], "global": whole, "final": jnp.concatenate(parts, axis=-1)}
+    features |= {f"part_{part}": feature for part, feature in enumerate(parts)}
+    return method.normalised(params, extra["batch_stats"], features).features["final"]
+
+
+def trained(method: DPEFormer, params: Any, extra: Any, batch: Mapping[str, jax.Array], file: ReferenceFile) -> dict[str, Any]:
+    """One training step: selection, features and logits of both views, losses, gradients, statistics and memory afterwards."""
+
+    @jax.jit
+    def run(params, extra, batch):
+        images = jnp.stack([batch["image"], batch["occluded"]], axis=1).reshape(-1, *batch["image"].shape[1:])
+        encoded = method.encode(params, images, jnp.repeat(batch["camid"], 2), jax.random.key(0), views=2)
+        views = method.classified(params, extra, method.features(encoded))
+        (value, aux), gradients = jax.value_and_grad(method.loss, has_aux=True)(
+            params, extra, batch, jax.random.key(0), STAGE, 0.0
+        )
+        return encoded, views, value, aux, gradients
+
+    encoded, views, value, aux, gradients = run(params, extra, batch)
+    out: dict[str, Any] = {}
+    for number, view in enumerate(views.values(), start=1):
+        found = jax.tree.map(lambda x, first=number - 1: x[first::2], encoded.selection)
+        out |= {f"{key}{number}": array for key, array in described(found).items()}
+        out |= {f"pooled{number}": encoded.pooled[number - 1 :: 2]}
+        out |= {f"feat{number}_bn": view.features["memory"], f"feat{number}_new": view.features["final"]}
+        out |= {f"score{2 * place + number - 1}": view.logits[head] for place, head in enumerate(("memory", "final", "global"))}
+        out |= {f"score{6 + 4 * (number - 1) + part}": view.logits[f"part_{part}"] for part in range(4)}
+    terms = aux.metrics
+    out |= {
+        "loss.total": value,
+        "loss.contrast_f1": terms["contrastive_clean"],
+        "loss.contrast_f2": terms["contrastive_occluded"],
+        "loss.id_stripes_and_final": terms["identity_memory"] + terms["identity_final"],
+        "loss.id_global": terms["identity_global"] / method.settings.identity_weights["global"],
+        "loss.id_parts": terms["identity_part"],
+        "memory_after_rows": aux.extra["bank"][np.unique(np.asarray(batch["label"]))],
+    }
+    moving = {path: array for path, array in flatten(gradients).items() if not re.search(FROZEN_BIAS, path)}
+    named = official_names(unflatten(moving), "params", dpeformer)
+    blending = "attention_global.{}.{}".format
+    out |= {
+        "grad_norms_f64": norms(named, file.config["grad_norm_names"]),
+        "grad_fbm0_q": named[blending(0, "Block.attn.q.weight")],
+        "grad_fbm0_kv": named[blending(0, "Block.attn.kv.weight")],
+        "grad_fbm3_pos": named[blending(3, "pos_embed")],
+        "grad_fbm3_fc1": named[blending(3, "Block.mlp.fc1.weight")],
+        "grad_pos_tok0_3": named["base.pos_embed"][0, :3],
+        "grad_classifier3": named["classifier3.weight"][np.asarray(batch["label"])[:1]],
+    }
+    statistics = official_names({"batch_stats": aux.extra["batch_stats"]}, "extra", dpeformer)
+    return out | {f"{name}_after": array for name, array in statistics.items()}
+
+
+def units(file: ReferenceFile) -> bool:
+    return {"bank.label", "roa.draws"} <= file.inputs.keys()
+
+
+def network(file: ReferenceFile) -> bool:
+    return "eval.fbm" in file.outputs and dpeformer.fits([entry.name for entry in file.state])
+
+
+UNITS = Kind(units, compare_units)
+NETWORK = Kind(network, compare)

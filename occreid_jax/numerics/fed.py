@@ -58,14 +58,7 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
             value, slope = jax.value_and_grad(loss)(features)
             computed = {"loss": value, "grad": slope, "memory_after": update_bank(bank, features, labels, float(found[1]))}
         elif stem == "infonce":
-
-            def plain(x):
-                logits = jnp.matmul(x, unit_vectors(bank).T) / temperature
-                chosen = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)
-                return -jnp.mean(jnp.log(chosen + FLOOR))
-
-            normalised = unit_vectors(features)
-            computed = {"loss": loss(normalised), "grad": jax.grad(plain)(normalised)}
+            computed = unit_contrast(features, bank, labels, temperature)
         else:
             continue
         for part in parts:
@@ -84,6 +77,19 @@ def compare_units(file: ReferenceFile) -> Iterator[Comparison]:
         if key in file.outputs:
             shown = file.outputs[key].shape[-1]
             yield file.compare(key, array[..., :shown])
+
+
+def unit_contrast(features: jax.Array, bank: jax.Array, labels: jax.Array, temperature: float) -> dict[str, jax.Array]:
+    """``loss`` of features [B, D] brought to unit length before, and ``grad``, which passes no normalisation."""
+
+    def plain(x):
+        logits = jnp.matmul(x, unit_vectors(bank).T) / temperature
+        chosen = jnp.take_along_axis(jax.nn.softmax(logits), labels[:, None], axis=-1)
+        return -jnp.mean(jnp.log(chosen + FLOOR))
+
+    normalised = unit_vectors(features)
+    value = jnp.mean(info_nce(normalised, bank, labels, temperature, FLOOR))
+    return {"loss": value, "grad": jax.grad(plain)(normalised)}
 
 
 # The network ------------------------------------------------------------------------------------------------------------------
