@@ -14,7 +14,8 @@ from occreid_jax.errors import UserError
 from occreid_jax.parts import FLIP_PARTS, OCCLUDED
 
 HALF = (0.5, 0.5, 0.5)
-ROA = dict(kind="roa", least_area=0.5, most_area=0.75, balanced=False, hard=False, probability=1.0)
+ROA = dict(kind="roa", least_area=0.5, most_area=0.75, balanced=False, hard=False, probability=1.0, flip=0.5)
+ROA |= dict(erased_area=(0.02, 1 / 3), noise="after")
 NPO = dict(kind="npo", stripe_rule="difference", aspect=2.0, contour=False, parts=4)
 
 
