@@ -1,7 +1,7 @@
 """The published hyper-parameters of every full-size preset, as literals from the papers and the official code.
 
 Sources: TransReID (ICCV 2021) and its code's configs and solver; CLIP-ReID (AAAI 2023), ``configs/person/*.yml``; FED (CVPR 2022)
-and its code; DPEFormer (arXiv 2402.10435), section IV-A; DPM++ (arXiv 2605.06637), section 4.1; DPM (ACM MM 2022),
+and its code; DPEFormer (arXiv 2402.10435), section IV-A, and its code; DPM++ (arXiv 2605.06637), section 4.1; DPM (ACM MM 2022),
 ``configs/*/dpm.yml``; SPT (AAAI 2024), ``configs/OCC_Duke/vit_base.yml``. Where a paper is silent the value is that of the code
 that it builds on; docs/methods says which.
 """
@@ -102,28 +102,49 @@ NPO = {
 }  # fmt: skip
 FED_STAGE = stage("main", 120, GROUPS_OF_4, NPO, optimizer=SGD)
 
-# DPEFormer: 48 of 128 tokens at least, four parts, memory 0.2, twins 0.3, Adam 1e-4 with cosine ---------------------------------
+# DPEFormer: 48 of 128 tokens, four parts, memory 0.2, twins 0.3, Adam 1e-4 with cosine; where the text is silent, its code
 
 DPEFORMER = ENCODER | HALF | {
     "camera": False, "parts": 4, "part_branch": True, "occluded": True,
+    "global_token": "cls", "global_neck": True, "necks": "separate",
     "selection.on": True, "selection.least": 48, "selection.fixed": 0, "selection.proxy": "patch", "selection.order": "spatial",
-    "selection.ignore_first_gap": False, "selection.normalise": True,
-    "blending.on": True, "blending.heads": 8, "blending.shared": False, "blending.detach_cls": False,
-    "memory.keep": 0.2, "memory.rule": "sequential", "memory.temperature": 0.05, "memory.floor": 0.0, "memory.weight": 1.0,
-    "memory.occluded_weight": 0.3, "memory.after_neck": False, "memory.also_final": False,
-    "identity_weight": 1.0, "occluded_identity_weight": 1.0, "label_smoothing": 0.0, "neck_per_view": True,
-    "descriptor": "final", "test_feature": "before",
+    "selection.ignore_first_gap": False, "selection.normalise": True, "selection.absolute": False,
+    "selection.zero_based": False, "selection.by_batch": False, "selection.by_batch_at_test": False,
+    "blending.on": True, "blending.kind": "paper", "blending.heads": 2, "blending.scramble": False, "blending.shared": False,
+    "blending.detach_cls": False,
+    "memory.keep": 0.2, "memory.rule": "sequential", "memory.temperature": 0.05, "memory.floor": 1e-6, "memory.weight": 1.0,
+    "memory.occluded_weight": 0.3, "memory.after_neck": True, "memory.also_final": False,
+    "identity_weights.memory": 1.0, "identity_weights.global": 1.0, "identity_weights.final": 1.0, "identity_weights.part": 1.0,
+    "occluded_identity_weight": 1.0, "label_smoothing": 0.0, "neck_per_view": True,
+    "descriptor": "final", "test_feature": "after",
 }  # fmt: skip
 ROA = {
-    "augment.flip": 0.5, "augment.pad": 10, "augment.erasing": 0.0, "augment.jitter": [0.0] * 4,
+    "augment.flip": 0.5, "augment.pad": 10, "augment.erasing": 0.0, "augment.jitter": [0.1, 0.1, 0.1, 0.0],
     "augment.occlusion.kind": "roa", "augment.occlusion.least_area": 0.5, "augment.occlusion.most_area": 0.75,
-    "augment.occlusion.balanced": False, "augment.occlusion.hard": False, "augment.occlusion.probability": 1.0,
+    "augment.occlusion.balanced": False, "augment.occlusion.hard": False, "augment.occlusion.flip": 0.5,
+    "augment.occlusion.probability": 1.0, "augment.occlusion.erased_area": [0.02, 1 / 3], "augment.occlusion.noise": "after",
 }  # fmt: skip
 DPEFORMER_RATES = ADAM | {
     "learning_rate": 1e-4, "bias_factor": 1.0,
     "schedule.name": "cosine", "schedule.warmup_epochs": 5, "schedule.warmup_start": 1e-6, "schedule.floor": 2e-7,
 }  # fmt: skip
 DPEFORMER_STAGE = stage("main", 120, GROUPS_OF_4, ROA, optimizer=DPEFORMER_RATES)
+# The code with its slips, and without them: configs/OCC_Duke/vit_base.yml, model/make_model_zx.py, processor/processor.py.
+DPEFORMER_FIXED = DPEFORMER | {
+    "global_neck": False, "necks": "shared",
+    "selection.least": 24, "selection.absolute": True, "selection.order": "rank", "selection.normalise": False,
+    "blending.kind": "sub_vector",
+    "identity_weights.memory": 0.5, "identity_weights.global": 2.0, "identity_weights.final": 0.5, "identity_weights.part": 0.25,
+}  # fmt: skip
+DPEFORMER_OFFICIAL = DPEFORMER_FIXED | {
+    "global_token": "first_patch", "selection.zero_based": True, "selection.by_batch": True, "selection.by_batch_at_test": True,
+    "blending.scramble": True,
+}  # fmt: skip
+BALANCED = ROA | {"augment.occlusion.balanced": True, "augment.occlusion.flip": 1.0}
+ERASED = BALANCED | {
+    "augment.erasing": 1.0, "augment.occlusion.kind": "erasing", "augment.occlusion.erased_area": [0.05, 0.4],
+    "augment.occlusion.noise": "before",
+}  # fmt: skip
 
 # DPM++: prompts 100 epochs, selection 60, metric 60 with steps at 20 and 40; lambda 1.0 and 0.1; OIoU 0.7, the best tenth -------
 
@@ -211,6 +232,12 @@ for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
 RECIPES |= {
     "fed:dataset=occluded_duke,preset=official": (
         FED | {"global_token": "first_patch", "scramble": True, "shared_bank": True}, FED_STAGE
+    ),
+    "dpeformer:dataset=occluded_duke,preset=fixed": (
+        DPEFORMER_FIXED, stage("main", 120, GROUPS_OF_4, BALANCED, optimizer=SGD)
+    ),
+    "dpeformer:dataset=occluded_duke,preset=official": (
+        DPEFORMER_OFFICIAL, stage("main", 120, GROUPS_OF_4, ERASED, optimizer=SGD)
     ),
     "dpm_pp:dataset=occluded_duke,recipe=dpm": (DPM | {"cosine_margin": 0.5, "stride": 11}, dpm_stage(150)),
     "dpm_pp:dataset=dukemtmc,recipe=dpm": (DPM, dpm_stage(150)),
