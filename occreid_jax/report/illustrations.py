@@ -59,6 +59,10 @@ def illustrate(workdir: Path, setup: Setup, params: Any, extra: Any, beside: Seq
         if beside:
             raise UserError(f"{workdir}: this run trains nothing, so it has no training batch to show {beside[0][0]} on")
         return None
+    if not len(setup.dataset.train):
+        if beside:
+            raise UserError(f"{workdir}: its training pictures are gone, so there is no batch to show {beside[0][0]} on")
+        return None
     stage, seed = stages[-1], setup.config.seed
     rows = make_sampler(stage.sampler, setup.labels)(seed, 0)[0]
     names = labels([workdir, *(folder for folder, _ in beside)])

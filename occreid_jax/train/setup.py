@@ -117,12 +117,13 @@ def data_root(config) -> Path:
     return Path(at_home(environment) if environment and config.data.root == "data" else config.data.root)
 
 
-def open_dataset(config, reporter: Reporter) -> Dataset:
-    """Opens the dataset of a config; a synthetic one is rendered first if it is not there."""
+def open_dataset(config, reporter: Reporter, need_train: bool = True) -> Dataset:
+    """Opens the dataset of a config; a synthetic one is rendered first if it is not there. Without ``need_train`` it may be a
+    test set alone."""
     data, root = config.data, data_root(config)
     if data.name != "synthetic":
         options = {"camera": data.camera} if data.name == "folder" else {}
-        return readers.open_dataset(data.name, root, **options)
+        return readers.open_dataset(data.name, root, need_train, **options)
     from occreid_jax import synthetic  # draws with OpenCV: real datasets do not need it
 
     folder = root / "synthetic" / f"{data.size}-{data.split}-{data.synthetic_seed}-v{synthetic.VERSION}"
@@ -135,7 +136,7 @@ def open_dataset(config, reporter: Reporter) -> Dataset:
             except OSError as error:
                 raise UserError(f"{folder}: cannot be written ({error.strerror or error}); set config.data.root") from error
     distributed.barrier("rendered")
-    return readers.open_dataset("synthetic", folder)
+    return readers.open_dataset("synthetic", folder, need_train)
 
 
 def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
@@ -145,7 +146,7 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     if meta is None:
         # With a made-up dataset first: a wrong name of a method or a backbone is told before anything is read or rendered.
         methods.create(config, Meta(identities=2, cameras=2, image_size=tuple(config.data.image_size), images=2))
-    dataset = open_dataset(config, reporter)
+    dataset = open_dataset(config, reporter, need_train=meta is None)
     meta = meta or training_meta(dataset.train, config)
     told, dataset = tell_cameras(config, dataset, meta)
     for note in dataset.notes:

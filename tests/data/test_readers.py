@@ -1,6 +1,7 @@
 """Readers: names, junk, distractors, litter, and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -163,6 +164,36 @@ def test_folder_without_train(folder_tree):
     with pytest.raises(DataError) as error:
         open_dataset("folder", folder_tree)
     assert "has no folder train" in one_line(error) and "one folder per identity" in one_line(error)
+    check_tested_alone(open_dataset("folder", folder_tree, need_train=False), "train")
+    (folder_tree / "query").rename(folder_tree / "Queries")
+    with pytest.raises(DataError) as error:
+        open_dataset("folder", folder_tree, need_train=False)
+    assert "has no folder query: " in one_line(error)
+
+
+def check_tested_alone(dataset, folder):
+    """A test set without a training set, which a note tells."""
+    assert len(dataset.train) == 0 and len(dataset.query) and len(dataset.gallery)
+    assert dataset.train.pids.dtype == dataset.train.camids.dtype == np.int32
+    assert f"there is no {folder}/, so this set can be evaluated and not trained on" in dataset.notes
+    assert "train: no images" in examine(dataset)
+
+
+@pytest.mark.parametrize("name", ["market1501", "dukemtmc", "occluded_duke", "occluded_reid", "synthetic"])
+def test_test_sets_alone(market_tree, occluded_reid_tree, name):
+    files = [f"{pid:04d}_c{camera}_f000000{number}.jpg" for number, (pid, camera) in enumerate(((5, 1), (5, 2)))]
+    root = occluded_reid_tree() if name == "occluded_reid" else market_tree(files, files[:1], files[1:])
+    if name == "synthetic":
+        (root / "benchmark.json").write_text('{"size": "demo", "split": "occluded", "seed": 0, "version": 1}')
+    whole = open_dataset(name, root, need_train=False)
+    assert len(whole.train) and whole.train.names == open_dataset(name, root).train.names
+    shutil.rmtree(next(root.rglob("bounding_box_train")))
+    with pytest.raises(DataError) as error:
+        open_dataset(name, root)
+    assert "has no folder bounding_box_train: it should hold" in one_line(error)
+    alone = open_dataset(name, root, need_train=False)
+    check_tested_alone(alone, "bounding_box_train")
+    assert alone.protocol == whole.protocol and alone.query.names == whole.query.names
 
 
 def test_synthetic_takes_its_protocol_from_the_description(market_tree):

@@ -134,3 +134,24 @@ def test_results_without_a_hash_are_told_by_their_place(launch, people_run, peop
     assert out.parent == folder / "evaluations" and json.loads((folder / "results.json").read_text()) == old
     assert written(launch("evaluate.py", f"--workdir={folder}").fine()) == folder
     assert "pictures_sha256" in results(folder)
+
+
+# Test sets alone ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_test_set_is_enough_for_an_evaluation(launch, tiny, people_run, people_root, gap_run, gap_root, tmp_path):
+    """Also for the run's own set, which is recognised, and for its report, which shows no training pictures then."""
+    folder, alone = people_run[0], tmp_path / "people"
+    for role in ("query", "gallery"):
+        shutil.copytree(people_root / role, alone / role)
+    before = results(folder)
+    finished = launch("evaluate.py", f"--workdir={folder}", f"--root={alone}").fine()
+    assert notes(finished, "there is no") == ["note: there is no train/, so this set can be evaluated and not trained on"]
+    assert written(finished) == folder and results(folder) == before | {"seconds": results(folder)["seconds"]}
+    launch("report.py", f"--workdir={folder}", f"--root={alone}").fine()
+    shutil.copytree(gap_root / "query", tmp_path / "gap" / "query")
+    shutil.copytree(gap_root / "bounding_box_test", tmp_path / "gap" / "bounding_box_test")
+    assert written(launch("evaluate.py", f"--workdir={gap_run[0]}", f"--root={tmp_path / 'gap'}").fine()) == gap_run[0]
+    config = f"{TRANSREID}:dataset=folder,backbone=micro,stride=16"
+    train = tiny(f"--workdir={tmp_path / 'run'}", config=config, root=alone, size="64,32")
+    launch("train.py", *train).mistake("has no folder train")

@@ -1,7 +1,7 @@
 """Data set readers: ``open_dataset("market1501", root)`` -> `occreid_jax.types.Dataset`.
 
-A reader is a function ``read(root, **options) -> Dataset`` in a file of its own and one line in `READERS`. It looks at file
-names only; images are opened by `occreid_jax.data.table`. Every reader ends with `checks.check_dataset`.
+A reader is a function ``read(root, need_train, **options) -> Dataset`` in a file of its own and one line in `READERS`. It looks
+at file names only; images are opened by `occreid_jax.data.table`. Every reader ends with `checks.check_dataset`.
 """
 
 from __future__ import annotations
@@ -24,12 +24,13 @@ READERS = {
 }
 
 
-def open_dataset(name: str, root: Path | str, **options) -> Dataset:
+def open_dataset(name: str, root: Path | str, need_train: bool = True, **options) -> Dataset:
     """Finds the files of a data set and checks that they make a benchmark.
 
     Args:
       name: a key of `READERS`.
       root: the folder that the data set lies in; each reader says which trees it knows.
+      need_train: False where the set is only to be evaluated: a training set may be missing then, and is an empty split.
       options: the reader's own options, for example ``camera="name"`` of the folder reader.
 
     Raises:
@@ -42,10 +43,10 @@ def open_dataset(name: str, root: Path | str, **options) -> Dataset:
         raise DataError(f"there is no data set {name!r}: {hint}known are {', '.join(sorted(READERS))}")
     module, function = READERS[name].split(":")
     read = getattr(importlib.import_module(module), function)
-    known = list(inspect.signature(read).parameters)[1:]
+    known = list(inspect.signature(read).parameters)[2:]
     unknown = sorted(set(options) - set(known))
     if unknown:
         raise DataError(
             f"data set {name!r} has no option {', '.join(map(repr, unknown))}: it takes {', '.join(known) or 'no options'}"
         )
-    return read(Path(root).expanduser(), **options)
+    return read(Path(root).expanduser(), need_train, **options)

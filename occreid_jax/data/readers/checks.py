@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -30,6 +31,12 @@ def match_counts(query: Split, gallery: Split) -> tuple[np.ndarray, np.ndarray]:
 def _occurrences(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     ordered = np.sort(among)
     return np.searchsorted(ordered, values, side="right") - np.searchsorted(ordered, values, side="left")
+
+
+def without_train(root: Path, folder: str) -> tuple[Split, str]:
+    """The training set of a set that has none, an empty split, and a note on it."""
+    nothing = np.zeros(0, np.int32)
+    return Split(root, (), nothing, nothing), f"there is no {folder}/, so this set can be evaluated and not trained on"
 
 
 def check_dataset(dataset: Dataset, need_train: bool = True) -> Dataset:
@@ -67,7 +74,7 @@ def count_notes(dataset: Dataset, published: Mapping[str, tuple[int, int]]) -> t
     for role, (images, identities) in published.items():
         split = getattr(dataset, role)
         found = (len(split), len(np.unique(split.pids)))
-        if found != (images, identities):
+        if len(split) and found != (images, identities):
             notes.append(
                 f"{role}: {found[0]:,} images of {found[1]:,} identities; the published set has {images:,} of {identities:,}, "
                 "so results do not compare with published ones"

@@ -25,22 +25,23 @@ _PUBLISHED = {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661,
 _NAME = re.compile(r"([0-9]{1,9})_c([1-8])_f[0-9]")
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, need_train: bool = True) -> Dataset:
     """Opens DukeMTMC-reID. ``root`` holds the three folders, or a folder such as ``DukeMTMC-reID/`` that does.
 
     Raises:
       DataError: see `read_duke_layout`.
     """
-    return read_duke_layout(root, _PLACES, "DukeMTMC-reID", "dukemtmc", _PUBLISHED)
+    return read_duke_layout(root, need_train, _PLACES, "DukeMTMC-reID", "dukemtmc", _PUBLISHED)
 
 
 def read_duke_layout(
-    root: Path, places: Sequence[str], folder: str, name: str, published: Mapping[str, tuple[int, int]]
+    root: Path, need_train: bool, places: Sequence[str], folder: str, name: str, published: Mapping[str, tuple[int, int]]
 ) -> Dataset:
     """Reads a set that is made of DukeMTMC's pictures and keeps their names.
 
     Args:
       root: where data sets lie.
+      need_train: whether the folder of the training set must be there.
       places: folders below it that may hold bounding_box_train/, query/ and bounding_box_test/.
       folder: the one of them that messages name.
       name: the data set's name.
@@ -54,7 +55,7 @@ def read_duke_layout(
         f"or a folder {folder}/ with these"
     )
     naming = Naming(parse_name, "<identity from 1>_c<camera from 1 to 8>_f<frame>", tree)
-    dataset = read_market_layout(find_root(root, places), name, f"{name}/std@1", CAMERAS, naming=naming)
+    dataset = read_market_layout(find_root(root, places), need_train, name, f"{name}/std@1", CAMERAS, naming=naming)
     return dataclasses.replace(dataset, notes=(NOTICE, *dataset.notes, *count_notes(dataset, published)))
 
 

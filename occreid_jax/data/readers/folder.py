@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from occreid_jax.data.readers.checks import check_dataset
+from occreid_jax.data.readers.checks import check_dataset, without_train
 from occreid_jax.data.readers.files import list_folders, list_pictures, require_folders, skipped_notes
 from occreid_jax.errors import DataError, listed
 from occreid_jax.types import Dataset, Split
@@ -28,11 +28,12 @@ ROLES = ("train", "query", "gallery")
 _CAMERA = re.compile(r"_c(\d{1,9})(?!\d)")
 
 
-def read(root: Path, camera: str = "none") -> Dataset:
+def read(root: Path, need_train: bool = True, camera: str = "none") -> Dataset:
     """Opens a tree with one folder per identity.
 
     Args:
       root: holds train/, query/ and gallery/.
+      need_train: whether train/ must be there.
       camera: ``"none"``: there are no camera labels. Train and query pictures get camera 0 and gallery pictures camera 1, so
         that evaluation leaves no gallery picture out; these numbers never reach a network. ``"name"``: the number after ``_c`` in
         the file name, less 1, so that a camera has the same number in every tree that names it so.
@@ -42,10 +43,11 @@ def read(root: Path, camera: str = "none") -> Dataset:
     """
     if camera not in ("none", "name"):
         raise DataError(f'camera={camera!r} of the folder reader: it should be "none" or "name" (number after _c in the name)')
-    require_folders(root, ROLES, TREE)
+    roles = ROLES if need_train or (root / "train").is_dir() else ROLES[1:]
+    require_folders(root, roles, TREE)
     names: dict[str, list[str]] = {}
     notes: list[str] = []
-    for role in ROLES:
+    for role in roles:
         skipped = collections.Counter()
         names[role] = []
         for identity in list_folders(root / role, skipped):
@@ -56,18 +58,21 @@ def read(root: Path, camera: str = "none") -> Dataset:
         names[role].sort()
         notes += skipped_notes(role, skipped)
 
-    identities = sorted({_identity(name) for role in ROLES for name in names[role]})
+    identities = sorted({_identity(name) for role in roles for name in names[role]})
     numbers = {identity: number for number, identity in enumerate(identities, start=1)}
     cameras = "folder" if camera == "name" else ""
     camids = _cameras_by_name(root, names) if cameras else {
-        role: np.full(len(names[role]), int(role == "gallery"), np.int32) for role in ROLES
+        role: np.full(len(names[role]), int(role == "gallery"), np.int32) for role in roles
     }
     if camera == "none":
         notes.append("cameras are not known: every gallery picture counts, also one taken by the query's own camera")
-    pids = {role: np.array([numbers[_identity(name)] for name in names[role]], np.int32) for role in ROLES}
-    splits = {role: Split(root, tuple(names[role]), pids[role], camids[role], cameras) for role in ROLES}
+    pids = {role: np.array([numbers[_identity(name)] for name in names[role]], np.int32) for role in roles}
+    splits = {role: Split(root, tuple(names[role]), pids[role], camids[role], cameras) for role in roles}
+    if "train" not in splits:
+        splits["train"], note = without_train(root, "train")
+        notes.append(note)
     protocol = "folder/cameras-by-name@1" if camera == "name" else "folder/no-cameras@1"
-    return check_dataset(Dataset("folder", protocol, **splits, notes=tuple(notes)))
+    return check_dataset(Dataset("folder", protocol, **splits, notes=tuple(notes)), need_train)
 
 
 def _identity(name: str) -> str:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from occreid_jax.data.readers.checks import check_dataset, count_notes
+from occreid_jax.data.readers.checks import check_dataset, count_notes, without_train
 from occreid_jax.data.readers.files import list_pictures, require_folders, skipped_notes
 from occreid_jax.errors import DataError, listed
 from occreid_jax.types import Dataset, Split
@@ -35,13 +35,14 @@ _NAME = re.compile(r"([-\d]+)_c(\d+)")
 _LARGEST = np.iinfo(np.int32).max
 
 
-def read(root: Path) -> Dataset:
-    """Opens Market-1501. ``root`` holds the three folders, or ``market1501/`` or ``Market-1501-v15.09.15/`` that does.
+def read(root: Path, need_train: bool = True) -> Dataset:
+    """Opens Market-1501. ``root`` holds the three folders, or ``market1501/`` or ``Market-1501-v15.09.15/`` that does; the one of
+    the training set may be missing unless ``need_train``.
 
     Raises:
       DataError: see `read_market_layout`.
     """
-    dataset = read_market_layout(find_root(root), name="market1501", protocol="market1501/std@1", cameras=CAMERAS)
+    dataset = read_market_layout(find_root(root), need_train, "market1501", "market1501/std@1", CAMERAS)
     return dataclasses.replace(dataset, notes=(*dataset.notes, *count_notes(dataset, PUBLISHED)))
 
 
@@ -76,12 +77,19 @@ MARKET = Naming(parse_name, "<identity>_c<camera from 1>...", TREE)
 
 
 def read_market_layout(
-    root: Path, name: str, protocol: str, cameras: str, truth: Path | None = None, naming: Naming = MARKET
+    root: Path,
+    need_train: bool,
+    name: str,
+    protocol: str,
+    cameras: str,
+    truth: Path | None = None,
+    naming: Naming = MARKET,
 ) -> Dataset:
     """Reads a tree of Market-1501's shape.
 
     Args:
       root: the folder that holds bounding_box_train/, query/ and bounding_box_test/.
+      need_train: whether the first of them must be there.
       name: the data set's name.
       protocol: what stands beside every result.
       cameras: whose cameras the numbers in the names are, see `Split.cameras`.
@@ -92,9 +100,13 @@ def read_market_layout(
       DataError: a folder is missing, a split is empty, names do not match the pattern (all listed at once), or no query could
         be matched.
     """
-    require_folders(root, tuple(FOLDERS.values()), naming.tree)
-    splits, notes = read_splits(root, tuple(FOLDERS), cameras, naming)
-    return check_dataset(Dataset(name, protocol, **splits, truth=truth, notes=notes))
+    roles = [role for role in FOLDERS if role != "train" or need_train or (root / FOLDERS["train"]).is_dir()]
+    require_folders(root, tuple(FOLDERS[role] for role in roles), naming.tree)
+    splits, notes = read_splits(root, roles, cameras, naming)
+    if "train" not in roles:
+        splits["train"], note = without_train(root, FOLDERS["train"])
+        notes = (*notes, note)
+    return check_dataset(Dataset(name, protocol, **splits, truth=truth, notes=notes), need_train)
 
 
 def read_splits(

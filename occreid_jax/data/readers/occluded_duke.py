@@ -16,10 +16,10 @@ _PLACES = ("", "Occluded_Duke", "occluded_duke", "dukemtmcreid/Occluded_Duke")  
 _PUBLISHED = {"train": (15_618, 702), "query": (2_210, 519), "gallery": (17_661, 1_110)}  # of the authors' lists
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, need_train: bool = True) -> Dataset:
     """Opens Occluded-Duke. ``root`` holds the three folders, or ``Occluded_Duke/`` that does.
 
     Raises:
       DataError: see `read_duke_layout`.
     """
-    return read_duke_layout(root, _PLACES, "Occluded_Duke", "occluded_duke", _PUBLISHED)
+    return read_duke_layout(root, need_train, _PLACES, "Occluded_Duke", "occluded_duke", _PUBLISHED)

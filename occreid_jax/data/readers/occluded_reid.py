@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
-from occreid_jax.data.readers.checks import check_dataset, count_notes
+from occreid_jax.data.readers.checks import check_dataset, count_notes, without_train
 from occreid_jax.data.readers.files import list_folders, list_pictures, require_folders, skipped_notes
 from occreid_jax.data.readers.market1501 import CAMERAS, FOLDERS, PUBLISHED, find_root, read_splits
 from occreid_jax.errors import DataError, listed
@@ -52,7 +52,7 @@ _NUMBER = re.compile("[0-9]{1,9}")
 _BEGINNING = re.compile("([0-9]{1,9})_")
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, need_train: bool = True) -> Dataset:
     """Opens Occluded-REID and the training set of Market-1501 below the same ``root``; the splits have roots of their own.
 
     Raises:
@@ -60,11 +60,7 @@ def read(root: Path) -> Dataset:
     """
     test = find_root(root, _PLACES, tuple(HALVES.values()))
     require_folders(test, tuple(HALVES.values()), _TREE)
-    market = find_root(root)
-    require_folders(market, (FOLDERS["train"],), _TRAINING_TREE)
-
-    splits, notes = read_splits(market, ("train",), CAMERAS)
-    splits["train"] = dataclasses.replace(splits["train"], pids=splits["train"].pids + np.int32(TRAINING_OFFSET))
+    splits, notes = _read_train(root, need_train)
     strangers: list[str] = []
     for role in HALVES:
         splits[role], more = _read_half(test, role, strangers)
@@ -75,8 +71,19 @@ def read(root: Path) -> Dataset:
             "by a number from 1, pictures begin with the same number (001/001_01.tif)"
         )
     notes += ("cameras of query and gallery are not known: every gallery picture counts",)
-    dataset = check_dataset(Dataset("occluded_reid", "occluded_reid/all200-market1501@1", **splits, notes=notes))
+    dataset = check_dataset(Dataset("occluded_reid", "occluded_reid/all200-market1501@1", **splits, notes=notes), need_train)
     return dataclasses.replace(dataset, notes=(*notes, *count_notes(dataset, _PUBLISHED)))
+
+
+def _read_train(root: Path, need_train: bool) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """The training set of Market-1501, and notes; an empty one if there is none and none is needed."""
+    market = find_root(root)
+    if not need_train and not (market / FOLDERS["train"]).is_dir():
+        train, note = without_train(market, FOLDERS["train"])
+        return {"train": train}, (note,)
+    require_folders(market, (FOLDERS["train"],), _TRAINING_TREE)
+    splits, notes = read_splits(market, ("train",), CAMERAS)
+    return {"train": dataclasses.replace(splits["train"], pids=splits["train"].pids + np.int32(TRAINING_OFFSET))}, notes
 
 
 def _read_half(root: Path, role: str, strangers: list[str]) -> tuple[Split, tuple[str, ...]]:

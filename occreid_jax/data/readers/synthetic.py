@@ -25,7 +25,7 @@ from occreid_jax.types import Dataset
 _KEYS = ("size", "split", "seed", "version")
 
 
-def read(root: Path) -> Dataset:
+def read(root: Path, need_train: bool = True) -> Dataset:
     """Opens a rendered benchmark.
 
     Raises:
@@ -49,7 +49,7 @@ def read(root: Path) -> Dataset:
     # The seed draws the cameras, the same for every size and split but "pretrain", which has others, and two networks of them.
     of_their_own = "-pretrain" if facts["size"] == "pretrain" else ""
     cameras = f"synthetic{of_their_own}{seed}"
-    dataset = read_market_layout(root, name, f"{name}/std@{facts['version']}", cameras, truth=root / "truth")
+    dataset = read_market_layout(root, need_train, name, f"{name}/std@{facts['version']}", cameras, truth=root / "truth")
     if of_their_own:
         tested = {role: dataclasses.replace(getattr(dataset, role), cameras=f"{cameras}-test") for role in ("query", "gallery")}
         dataset = dataclasses.replace(dataset, **tested)
