@@ -278,6 +278,45 @@ def test_twins_without_a_library(make, base):
     np.testing.assert_allclose(plain["image"], expected(jax.random.key(0), {"image": raw["image"]})["image"], atol=1e-6)
 
 
+def test_how_much_is_erased():
+    """Of a picture, before its sides are rounded to whole pixels."""
+    raw = {"image": np.full((256, 64, 32, 3), 128, np.uint8)}
+    for shares in ((0.02, 1 / 3), (0.05, 0.4), (0.3, 0.4)):
+        settings = recipe(ROA, kind="erasing", erasing=1.0, erased_area=shares)
+        covered = np.asarray(jax.jit(roa.roa(settings, HALF, HALF))(jax.random.key(0), raw)["covered"])
+        rounded = (0.5 * (64 + 32) + 0.25) / (64 * 32)
+        assert shares[0] - rounded <= covered.min() < shares[0] + 0.1 * (shares[1] - shares[0]) + rounded
+        assert shares[1] + rounded >= covered.max() > shares[1] - 0.1 * (shares[1] - shares[0]) - rounded
+
+
+def test_noise_before_pictures_are_normalised():
+    """The same numbers stand in the box, normalised with the picture or not."""
+    mean, std = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
+    raw = {"image": np.random.default_rng(4).integers(0, 256, (8, 64, 32, 3)).astype(np.uint8)}
+    after, before = (
+        jax.jit(roa.roa(recipe(ROA, kind="erasing", erasing=1.0, noise=noise), mean, std))(jax.random.key(0), raw)
+        for noise in ("after", "before")
+    )
+    np.testing.assert_array_equal(after["image"], before["image"])
+    inside = (np.abs(np.asarray(after["image"]) - np.asarray(after["occluded"])) > 1e-4).any(-1)
+    assert 0.02 < inside.mean() < 1 / 3
+    found, plain = np.asarray(before["occluded"]), np.asarray(after["occluded"])
+    np.testing.assert_allclose(found[inside], (plain[inside] - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(found[~inside], plain[~inside], atol=1e-6)
+    assert abs(plain[inside].std() - 1) < 0.05
+
+
+def test_objects_are_mirrored_with_the_stated_probability():
+    cutout = np.concatenate([np.tile([255, 0, 0, 255], (24, 12, 1)), np.tile([0, 0, 255, 255], (24, 12, 1))], axis=1)
+    raw = batch(64) | {"occluders": cutout[None].astype(np.uint8), "occluder_sides": np.array([[50, 50]], np.int32)}
+    for probability in (0.0, 0.5, 1.0):
+        run = jax.jit(roa.roa(recipe(ROA | {"flip": probability}, pad=0), HALF, HALF))
+        seen = np.asarray(run(jax.random.key(0), raw)["occluded"])[:, 30:34, 2].reshape(-1, 3)  # every object reaches these rows
+        red, blue = ((np.abs(seen - colour) < 1e-4).all(-1) for colour in ([1, -1, -1], [-1, -1, 1]))
+        assert (red | blue).mean() > 0.9
+        assert abs(blue.sum() / (red | blue).sum() - probability) < (0.2 if probability == 0.5 else 1e-9)
+
+
 def test_an_object_is_pasted_with_the_stated_probability():
     raw = batch(64)
     covered = jax.jit(roa.roa(recipe(ROA, probability=0.25, kind="cut_and_paste"), HALF, HALF))(jax.random.key(0), raw)["covered"]
@@ -303,6 +342,8 @@ def test_labels_of_a_batch_follow_the_rule():
 def test_unknown_words_are_named():
     with pytest.raises(UserError, match="augment.occlusion.kind is 'npo'; it must be one of roa"):
         roa.roa(recipe(ROA, kind="npo"), HALF, HALF)
+    with pytest.raises(UserError, match="augment.occlusion.noise is 'never'; it must be one of after, before"):
+        roa.roa(recipe(ROA, noise="never"), HALF, HALF)
     with pytest.raises(UserError, match="augment.occlusion.stripe_rule is 'area'; it must be one of difference, coverage"):
         npo.npo(recipe(NPO, stripe_rule="area"), HALF, HALF)
     with pytest.raises(KeyError, match="occluders"):

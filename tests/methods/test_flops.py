@@ -37,12 +37,14 @@ CASES = {
     "fed_baseline": "fed:dataset=occluded_duke,row=baseline",
     "dpeformer": "dpeformer:dataset=occluded_duke",
     "dpeformer_baseline": "dpeformer:dataset=occluded_duke,row=baseline",
+    "dpeformer_official": "dpeformer:dataset=occluded_duke,preset=official",
+    "dpeformer_rem": "dpeformer:dataset=occluded_duke,row=rem",
 }
 STAGES = {
     "baseline": ["main"], "transreid": ["main"], "clip_pretraining": ["masked", "whole"], "clip_reid": ["prompts", "finetune"],
     "clip_reid_rn50": ["prompts", "finetune"], "dpm_pp": ["prompts", "selection", "metric"], "dpm": ["metric"],
     "spt": ["selection", "metric"], "fed": ["main"], "fed_baseline": ["main"], "dpeformer": ["main"],
-    "dpeformer_baseline": ["main"],
+    "dpeformer_baseline": ["main"], "dpeformer_official": ["main"], "dpeformer_rem": ["main"],
 }  # fmt: skip
 PADDED = {("clip_reid_rn50", "finetune"): 0.02, ("dpm_pp", "metric"): 0.02, ("dpm", "metric"): 0.02}  # more is allowed here
 

@@ -201,3 +201,79 @@ def test_what_cannot_work():
         select_tokens(cls, tokens, least=0, parts=4, order="random")
     with pytest.raises(ValueError, match="1 tokens have no gap"):
         select_tokens(cls, tokens[:, :1], least=0, parts=4)
+
+
+# Slips of the official code -----------------------------------------------------------------------------------------------
+
+
+def test_zero_based_is_one_too_few():
+    found = select_tokens(*on_circle(SCORES), least=0, parts=4, zero_based=True)
+    assert (int(found.by_gap[0]), int(found.count[0])) == (3, 3)
+    np.testing.assert_array_equal(np.flatnonzero(found.selected[0]), [1, 2, 4])
+    arrays = on_circle((1, 0.82, 0.81, 0.80, 0.74, 0.60, 0.59, 0.58))
+    for ignored, by_gap in ((False, 0), (True, 4)):  # where the gap behind the proxy wins, nothing is left
+        found = select_tokens(*arrays, least=3, parts=4, zero_based=True, ignore_first_gap=ignored)
+        assert (int(found.by_gap[0]), int(found.count[0])) == (by_gap, max(by_gap, 3))
+    assert int(select_tokens(*arrays, least=0, parts=4, zero_based=True).count[0]) == 1  # of nothing there is no mean
+
+
+def averaged(tokens: np.ndarray, bins: int) -> np.ndarray:
+    """Adaptive average pooling of [k, D] as torch does it, [bins, D]."""
+    k = len(tokens)
+    edges = [(b * k // bins, -(-(b + 1) * k // bins)) for b in range(bins)]
+    return np.stack([tokens[start:end].mean(axis=0) for start, end in edges])
+
+
+def by_batch_one_by_one(scores, tokens, counts, parts, order, valid):
+    """Sorted, gathered, pooled to the least number of the batch, and pooled again."""
+    fewest, result = min(count for count, use in zip(counts, valid, strict=True) if use), []
+    for own, image, count in zip(scores, tokens, counts, strict=True):
+        best = np.argsort(-own, kind="stable")[:count]
+        kept = image[np.sort(best) if order == "spatial" else best]
+        result.append(averaged(averaged(kept, fewest), parts))
+    return fewest, np.stack(result)
+
+
+@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("least", [0, 6])
+def test_pooled_by_batch(order, least):
+    rng = np.random.default_rng(5)
+    tokens, whole = rng.normal(size=(6, 24, 8)).astype(np.float32), rng.normal(size=(6, 8)).astype(np.float32)
+    for valid in (np.ones(6, bool), np.arange(6) != 3):
+        select = jax.jit(lambda w, t, v: select_tokens(w, t, least=least, parts=4, order=order, by_batch=True, valid=v))
+        found = select(whole, tokens, valid)
+        fewest, expected = by_batch_one_by_one(np.asarray(found.scores), tokens, found.count.tolist(), 4, order, valid)
+        np.testing.assert_array_equal(found.between, fewest)
+        used = np.flatnonzero(valid)  # what only pads a batch may have fewer tokens than bins
+        np.testing.assert_allclose(np.asarray(pool(found.weights, tokens))[used], expected[used], atol=1e-5)
+        np.testing.assert_allclose(found.weights.sum(-1)[used], 1, atol=1e-5)
+
+
+def test_pooled_by_batch_depends_on_the_batch():
+    rng = np.random.default_rng(6)
+    tokens, whole = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 24, 8), (3, 8)))
+
+    def pooled(rows, valid=None):
+        found = select_tokens(whole[rows], tokens[rows], least=0, parts=4, fixed=jnp.array([22, 22, 6])[rows], by_batch=True,
+                              valid=valid)  # fmt: skip
+        return found.between[0], pool(found.weights, tokens[rows])[0]
+
+    (pair, first), (three, other) = pooled(np.array([0, 1])), pooled(np.array([0, 1, 2]))
+    assert (int(pair), int(three)) == (22, 6) and float(jnp.abs(first - other).max()) > 1e-2
+    padded, same = pooled(np.array([0, 1, 2]), jnp.array([True, True, False]))
+    assert int(padded) == 22
+    np.testing.assert_allclose(same, first, atol=1e-6)
+    once = select_tokens(whole[:2], tokens[:2], least=0, parts=4, fixed=22)
+    np.testing.assert_allclose(first, pool(once.weights, tokens[:2])[0], atol=1e-6)  # as many bins as tokens change nothing
+
+
+def test_gradients_by_batch_reach_the_selected_tokens_alone():
+    rng = np.random.default_rng(7)
+    tokens, whole = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((3, 24, 8), (3, 8)))
+
+    def total(tokens):
+        found = select_tokens(whole, tokens, least=4, parts=4, order="rank", by_batch=True, zero_based=True, normalise=False)
+        return jnp.sum(pool(found.weights, tokens) ** 3), found.selected
+
+    slopes, selected = jax.grad(total, has_aux=True)(tokens)
+    np.testing.assert_array_equal(jnp.any(slopes != 0, axis=-1), selected)
