@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 from pathlib import Path
 
@@ -10,10 +11,13 @@ import numpy as np
 
 from occreid_jax import cameras
 from occreid_jax.data.decode import decode_image, in_order
+from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.data.readers.checks import match_counts
 from occreid_jax.data.readers.files import LEFT_OUT
 from occreid_jax.data.table import bits, damage
-from occreid_jax.errors import listed
+from occreid_jax.distributed import is_lead
+from occreid_jax.errors import UserError, listed
+from occreid_jax.files import read_json, write_json
 from occreid_jax.types import Dataset, Split
 
 _ROLES = ("train", "query", "gallery")
@@ -45,6 +49,38 @@ def examine(dataset: Dataset, cache: Path | None = None, decode: bool = True) ->
     if cache is not None:
         lines += examine_cache(cache)
     return lines
+
+
+PROBLEM = "problem: "  # begins what makes results worthless or smaller than they look
+
+
+def problems(dataset: Dataset, cache: Path) -> list[str]:
+    """What of `examine` is a problem and needs no picture to be decoded, for a training or an evaluation to tell.
+
+    Files are compared once: what was found is kept below the folder ``cache`` until a picture changes.
+    """
+    path = Path(cache) / f"copies-{_state(dataset)}.json"
+    copies = None
+    with contextlib.suppress(UserError):  # a file that was cut short is made again
+        copies = read_json(path)["lines"] if path.is_file() else None
+    if copies is None:
+        copies = _duplicates(dataset)
+        if is_lead():
+            with contextlib.suppress(UserError):  # a folder that only may be read costs the same time once more
+                write_json(path, {"lines": copies})
+    lines = [*_matches(dataset), *_shared_identities(dataset), *copies]
+    return [line for line in lines if line.startswith(PROBLEM)]
+
+
+def _state(dataset: Dataset) -> str:
+    """Changes with every picture that is added, removed, renamed or written again."""
+    digest = hashlib.sha256(fingerprint(dataset.train, dataset.query, dataset.gallery).encode())
+    for role in _ROLES:
+        split = getattr(dataset, role)
+        for name in split.names:
+            with contextlib.suppress(OSError):
+                digest.update(f"{(split.root / name).stat().st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:32]
 
 
 def _describe(role: str, split: Split) -> list[str]:
@@ -108,7 +144,8 @@ def _duplicates(dataset: Dataset) -> list[str]:
             continue
         for role, row in group:
             split = getattr(dataset, role)
-            by_hash[hashlib.sha256((split.root / split.names[row]).read_bytes()).digest()].append((role, row))
+            with contextlib.suppress(OSError):  # told by the decoding pass
+                by_hash[hashlib.sha256((split.root / split.names[row]).read_bytes()).digest()].append((role, row))
 
     counts: collections.Counter = collections.Counter()
     examples: dict[str, str] = {}

@@ -14,7 +14,7 @@ import numpy as np
 
 from occreid_jax import cameras, distributed, methods
 from occreid_jax import config as configuration
-from occreid_jax.data import occluders, readers, sampler
+from occreid_jax.data import doctor, occluders, readers, sampler
 from occreid_jax.data import table as tables
 from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.distributed import Devices
@@ -42,7 +42,7 @@ class Setup:
 
     @property
     def cache(self) -> Path:
-        return Path(self.config.data.cache or data_root(self.config) / ".tables")
+        return table_cache(self.config)
 
     @functools.cached_property
     def bits(self) -> int:
@@ -117,6 +117,11 @@ def data_root(config) -> Path:
     return Path(at_home(environment) if environment and config.data.root == "data" else config.data.root)
 
 
+def table_cache(config) -> Path:
+    """The folder of decoded tables."""
+    return Path(config.data.cache or data_root(config) / ".tables")
+
+
 def open_dataset(config, reporter: Reporter, need_train: bool = True) -> Dataset:
     """Opens the dataset of a config; a synthetic one is rendered first if it is not there. Without ``need_train`` it may be a
     test set alone."""
@@ -149,8 +154,10 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     dataset = open_dataset(config, reporter, need_train=meta is None)
     meta = meta or training_meta(dataset.train, config)
     told, dataset = tell_cameras(config, dataset, meta)
-    for note in dataset.notes:
-        reporter.line(f"note: {note}")
+    problems = doctor.problems(dataset, table_cache(config))
+    for line in (*(f"note: {note}" for note in dataset.notes), *problems):
+        reporter.line(line)
+    dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *problems))  # for the report
     return Setup(config, reporter, devices, dataset, meta, methods.create(config, meta), cameras=told)
 
 

@@ -2,7 +2,8 @@
 
 import shutil
 
-from occreid_jax.data import build_table, examine, open_dataset
+from occreid_jax.data import build_table, doctor, examine, open_dataset
+from occreid_jax.data.doctor import problems
 
 
 def test_a_clean_set_raises_no_alarm(market_tree, tmp_path):
@@ -48,3 +49,29 @@ def test_seeded_faults(market_tree):
     ):
         assert words in text, words
     assert all("\n" not in line for line in lines)
+
+
+def test_problems_alone_and_copies_looked_for_once(market_tree, tmp_path, monkeypatch):
+    root, cache = market_tree(), tmp_path / "cache"
+    assert problems(open_dataset("market1501", root), cache) == []
+    shutil.copy(root / "query" / "0005_c1_0.jpg", root / "bounding_box_test" / "0005_c2_0.jpg")
+    shutil.copy(root / "query" / "0009_c2_0.jpg", root / "bounding_box_train" / "0009_c2_0.jpg")
+    dataset = open_dataset("market1501", root)
+    expected = [
+        "problem: 1 identities are in the training set and in the test set: 9",
+        "problem: files that are in query and in gallery and that the camera rule does not leave out: 1 (for example "
+        "query/0005_c1_0.jpg = bounding_box_test/0005_c2_0.jpg)",
+        "problem: files that are in train and in query: 1 (for example bounding_box_train/0009_c2_0.jpg = query/0009_c2_0.jpg)",
+    ]
+    assert problems(dataset, cache) == expected
+    assert problems(dataset, cache) == [line for line in examine(dataset, decode=False) if line.startswith("problem: ")]
+    monkeypatch.setattr(doctor, "_duplicates", None)  # found again in the folder
+    assert problems(dataset, cache) == expected
+    monkeypatch.undo()
+    for damaged in cache.glob("copies-*.json"):
+        damaged.write_text('{"lines"')
+    assert problems(dataset, cache) == expected
+    changed = root / "bounding_box_train" / "0009_c2_0.jpg"
+    shutil.copy(root / "bounding_box_train" / "0002_c1_0.jpg", changed)  # another picture under the same name
+    lines = problems(open_dataset("market1501", root), cache)
+    assert expected[-1] not in lines and "problem: the same file under different identities in train: 1" in lines[-1]

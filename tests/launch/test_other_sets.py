@@ -1,5 +1,6 @@
 """Runs on sets with unknown cameras or none, and evaluated on other sets: what people do with their own pictures."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -155,3 +156,31 @@ def test_a_test_set_is_enough_for_an_evaluation(launch, tiny, people_run, people
     config = f"{TRANSREID}:dataset=folder,backbone=micro,stride=16"
     train = tiny(f"--workdir={tmp_path / 'run'}", config=config, root=alone, size="64,32")
     launch("train.py", *train).mistake("has no folder train")
+
+
+# What the doctor calls a problem ------------------------------------------------------------------------------------------
+
+
+def test_problems_of_the_pictures_are_told(launch, tiny, market_root, tmp_path):
+    """Queries copied into the gallery, a person of the training set in the test set, a query without a match."""
+    root = tmp_path / "faulty"
+    shutil.copytree(market_root / "market1501", root)
+    shutil.copy(root / "query" / "0017_c1s1_000000_00.jpg", root / "bounding_box_test" / "0017_c2s1_000000_00.jpg")
+    shutil.copy(root / "query" / "0018_c1s1_000000_00.jpg", root / "bounding_box_train" / "0018_c1s1_000009_00.jpg")
+    for path in (root / "bounding_box_test").glob("0024_c[23]*"):
+        path.unlink()
+    lines = [
+        "problem: 1 queries have no match at another camera and will be skipped: query/0024_c1s1_000000_00.jpg",
+        "problem: 1 identities are in the training set and in the test set: 18",
+        "problem: files that are in query and in gallery and that the camera rule does not leave out: 1 (for example "
+        "query/0017_c1s1_000000_00.jpg = bounding_box_test/0017_c2s1_000000_00.jpg)",
+        "problem: files that are in train and in query: 1 (for example bounding_box_train/0018_c1s1_000009_00.jpg = "
+        "query/0018_c1s1_000000_00.jpg)",
+    ]
+    folder = tmp_path / "run"
+    trained = launch("train.py", *tiny("--config.report.enabled=true", f"--workdir={folder}", root=root)).fine()
+    again = launch("evaluate.py", f"--workdir={folder}").fine()
+    for finished in (trained, again):
+        assert [line for line in finished.out.splitlines() if line.startswith("problem: ")] == lines
+    page = (folder / "report" / "index.html").read_text()
+    assert all(html.escape(line) in page for line in lines)
