@@ -56,7 +56,8 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_evaluation(out, evaluation, setup.dataset)
         reporter.line(f"written: {out / 'results.json'}")
-    reporter.line(evaluation.summary)
+    for line in (*evaluation.doubts, evaluation.summary):
+        reporter.line(line)
 
 
 def open_model(reporter):

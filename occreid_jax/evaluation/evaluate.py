@@ -26,6 +26,7 @@ from occreid_jax.passes import run_pass
 from occreid_jax.types import Dataset, Method
 
 KEPT_RANKS = 20  # places of every ranked list that a report can show
+COLLAPSED = 1 - 1e-4  # mean cosine above which features are called nearly equal; untrained encoders stay below 0.95
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -34,6 +35,19 @@ class Evaluation:
 
     results: dict[str, Any]
     metrics: RankMetrics
+    likeness: float = float("nan")  # mean cosine of two pictures' features, NaN where it was not taken; see `mean_cosine`
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """One sentence if the ranking says less than it seems to, because features or distances do not tell pictures apart."""
+        told, tied = [], self.results["tied_first_hits"]
+        if self.likeness > COLLAPSED:
+            told.append(f"the features of all pictures are nearly equal (mean cosine {self.likeness:.6f})")
+        if tied:
+            counted = self.results["queries"] - self.results["skipped_queries"]
+            first = f"{tied:,} of {counted:,} first hits"
+            told.append(f"{first} are exactly as far as another person's picture: their order is chance")
+        return (f"note: {'; '.join(told)}",) if told else ()
 
     @property
     def summary(self) -> str:
@@ -93,7 +107,28 @@ def evaluate(
         results["selection"] = score_shown(shown, columns["query"]["parts"])
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
-    return Evaluation(results, metrics)
+    return Evaluation(results, metrics, mean_cosine(features))
+
+
+def mean_cosine(features: Mapping[str, Any]) -> float:
+    """Mean cosine of two of all pictures' features, -1 .. 1: near 1 if a network gives every picture the same.
+
+    ``features`` maps "query" and "gallery" to a method's pytree, leaves [N, ...]. Of several features of a picture the one counts
+    that tells pictures apart best, so a mask that is the same for all says nothing. NaN if none is a vector of floats.
+    """
+
+    def cosine(*roles: Any) -> float:
+        flat = [np.asarray(leaf).reshape(len(leaf), -1) for leaf in roles]
+        if not jnp.issubdtype(flat[0].dtype, jnp.floating) or flat[0].shape[1] == 1:
+            return float("inf")
+        flat = [leaf.astype(np.float32) for leaf in flat]
+        # The squared length of the mean unit vector is the mean over all pairs, without a matrix of them.
+        sums = [(1 / np.maximum(np.linalg.norm(leaf, axis=1), 1e-30)) @ leaf for leaf in flat]
+        mean = np.sum(sums, axis=0, dtype=np.float64) / sum(map(len, flat))
+        return min(1.0, float(mean @ mean))
+
+    found = min(jax.tree.leaves(jax.tree.map(cosine, features["query"], features["gallery"])), default=np.inf)
+    return found if np.isfinite(found) else float("nan")
 
 
 def distances(method: Method, features: Mapping[str, Any], settings) -> Iterator[tuple[slice, np.ndarray]]:
@@ -140,7 +175,10 @@ def inspect_split(
 
 def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:
     """Percentages and counts as results.json names them."""
-    percent = lambda fraction: round(100.0 * float(fraction), 4)  # noqa: E731
+
+    def percent(fraction: float) -> float:
+        return round(100.0 * float(fraction), 4)
+
     results = {
         "protocol": dataset.protocol,
         "mAP": percent(metrics.mAP),

@@ -7,7 +7,7 @@ import pytest
 from occreid_jax import distributed
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.embed import embed_split
-from occreid_jax.evaluation.evaluate import evaluate, parameters_hash
+from occreid_jax.evaluation.evaluate import Evaluation, evaluate, mean_cosine, parameters_hash
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.setup import open_setup
 
@@ -58,9 +58,13 @@ def test_reranking_and_expansion_are_settings_and_change_the_protocol(opened):
     from occreid_jax.evaluation import average_query_expansion, euclidean, rank_metrics, rerank_blocks
 
     setup, params, extra, columns = opened
-    run = lambda: evaluate(  # noqa: E731
-        setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task
-    ).results
+
+    def run():
+        evaluation = evaluate(
+            setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task
+        )
+        return evaluation.results
+
     query, gallery = (embed(setup, params, extra, columns[role], 24) for role in ("query", "gallery"))
     labels = [getattr(getattr(setup.dataset, role), name) for name in ("pids", "camids") for role in ("query", "gallery")]
     plain = setup.dataset.protocol
@@ -89,3 +93,41 @@ def test_the_hash_sees_every_bit():
     assert parameters_hash(tree) == parameters_hash({name: x.copy() for name, x in tree.items()})
     assert parameters_hash(tree) != parameters_hash(changed)
     assert parameters_hash({"a": tree["a"]}) != parameters_hash({"c": tree["a"]})
+
+
+def test_the_mean_cosine_is_that_of_all_pairs():
+    rng = np.random.default_rng(0)
+    query, gallery = rng.normal(2.0, 1.0, (5, 8)).astype(np.float32), rng.normal(2.0, 1.0, (7, 8)).astype(np.float32)
+    unit = np.concatenate([query, gallery])
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    expected = (unit @ unit.T).mean()
+    assert mean_cosine({"query": query, "gallery": gallery}) == pytest.approx(expected, rel=1e-5)
+    several = {
+        role: {"feature": x, "mask": np.ones((len(x), 4), np.float32), "index": np.zeros((len(x), 2), int), "score": x[:, :1]}
+        for role, x in (("query", query), ("gallery", gallery))
+    }
+    assert mean_cosine(several) == pytest.approx(expected, rel=1e-5)
+    assert np.isnan(mean_cosine({"query": query[:, :1], "gallery": gallery[:, :1]}))
+
+
+def test_a_network_that_gives_every_picture_the_same_is_told(opened):
+    setup, params, extra, columns = opened
+    arguments = setup.dataset, columns, setup.config.evaluation, setup.devices, setup.reporter.task
+    assert evaluate(setup.method, params, extra, *arguments).doubts == ()
+    blind = jax.tree_util.tree_map_with_path(lambda path, x: x * ("patch_embed" not in str(path)), params)
+    collapsed = evaluate(setup.method, blind, extra, *arguments)
+    assert collapsed.doubts == (
+        "note: the features of all pictures are nearly equal (mean cosine 1.000000); 24 of 24 first hits are exactly as far as "
+        "another person's picture: their order is chance",
+    )
+
+
+@pytest.mark.parametrize("likeness, tied, told", [
+    (0.9998, 0, None),
+    (0.99995, 0, "note: the features of all pictures are nearly equal (mean cosine 0.999950)"),
+    (0.5, 3, "note: 3 of 1,200 first hits are exactly as far as another person's picture: their order is chance"),
+    (float("nan"), 0, None),
+])  # fmt: skip
+def test_what_casts_doubt_on_a_ranking(likeness, tied, told):
+    results = {"tied_first_hits": tied, "queries": 1234, "skipped_queries": 34}
+    assert Evaluation(results, None, likeness).doubts == ((told,) if told else ())

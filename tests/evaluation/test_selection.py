@@ -162,7 +162,10 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     parts = (RNG.random((5, 4, 2)) < 0.4).astype(np.uint8) | np.where(RNG.random((5, 4, 2)) < 0.3, OCCLUDED, 0).astype(np.uint8)
     rows = np.arange(14)
     pids, camids = (rows % 3).astype(np.int32) + 1, (rows >= 5).astype(np.int32)
-    part = lambda rows: Split(tmp_path, tuple(f"query/{row}.jpg" for row in rows), pids[rows], camids[rows])  # noqa: E731
+
+    def part(rows):
+        return Split(tmp_path, tuple(f"query/{row}.jpg" for row in rows), pids[rows], camids[rows])
+
     query, gallery = part(rows[:5]), part(rows[5:])
     lines = [f"query,{row}.jpg,{pids[row]},{camids[row]},none,,0.0,front" for row in range(5)]
     header = "folder,name,pid,camid,occlusion,occluder,covered_fraction,viewpoint"

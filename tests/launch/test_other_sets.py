@@ -184,3 +184,18 @@ def test_problems_of_the_pictures_are_told(launch, tiny, market_root, tmp_path):
         assert [line for line in finished.out.splitlines() if line.startswith("problem: ")] == lines
     page = (folder / "report" / "index.html").read_text()
     assert all(html.escape(line) in page for line in lines)
+
+
+def test_first_hits_that_are_tied_are_told(launch, people_run, people_root, tmp_path):
+    """Every picture of query and gallery is the same file."""
+    first = next((people_root / "query").rglob("*.jpg"))
+    for role in ("query", "gallery"):
+        for person in (people_root / role).iterdir():
+            (tmp_path / role / person.name).mkdir(parents=True)
+            for picture in person.iterdir():
+                shutil.copy(first, tmp_path / role / person.name / picture.name)
+    finished = launch("evaluate.py", f"--workdir={people_run[0]}", f"--root={tmp_path}").fine()
+    assert finished.out.splitlines()[-2] == (
+        "note: the features of all pictures are nearly equal (mean cosine 1.000000); 24 of 24 first hits are exactly as far as "
+        "another person's picture: their order is chance"
+    )

@@ -154,7 +154,10 @@ def test_scores_against_the_truth_stand_beside_those_of_the_untrained_network(ma
     results = read_json(workdir / "results.json")
     results["selection"] = {"attention": {"auroc": 0.8125, "person_cells": 37.5}, "selected": {"precision": None}}
     write_json(workdir / "results.json", results)
-    rows = lambda text: re.findall(r"<tr><td>(.*?)</td><td class=\"words\">(.*?)</td><td>(.*)</td></tr>", text)  # noqa: E731
+
+    def rows(text):
+        return re.findall(r"<tr><td>(.*?)</td><td class=\"words\">(.*?)</td><td>(.*)</td></tr>", text)
+
     plain = section(write_report(workdir, setup, params, extra).read_text(encoding="utf-8"), "results")
     assert [(name, value) for name, _, value in rows(plain)] == [("attention", "0.8125"), ("", "37.5"), ("selected", "-")]
     assert "<th>untrained</th>" not in plain
