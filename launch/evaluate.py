@@ -22,7 +22,7 @@ from absl import flags
 
 CONFIG = command.define_config()
 WORKDIR = flags.DEFINE_string("workdir", None, "run folder that launch/train.py filled; with --weights, a folder for the results")
-WEIGHTS = flags.DEFINE_string("weights", None, "whole model that launch/port_weights.py wrote; needs --config")
+WEIGHTS = flags.DEFINE_string("weights", None, "model that launch/port_weights.py wrote, parts of it after commas; with --config")
 BEST = flags.DEFINE_bool("best", False, "the checkpoint with the best mAP on the test set instead of the last one")
 FLIP = flags.DEFINE_bool("flip", None, "average the features of each picture and its mirror image")
 RERANK = flags.DEFINE_string("rerank", None, "k-reciprocal re-ranking with k1,k2,lambda, for example 20,6,0.3")

@@ -6,6 +6,7 @@
     python launch/port_weights.py --source=openai/clip-vit-base-patch16 --out=weights/clip_vit_b16_256x128 --grid=16x8
     python launch/port_weights.py --source=vit_transreid_duke.pth --out=weights/transreid_duke
     python launch/port_weights.py --source=dpm/transformer_150.pth --out=weights/dpm_duke
+    python launch/port_weights.py --source=transformermemory_120.pth --bank=dpeformer --out=weights/dpeformer_bank
     python launch/port_weights.py --source=runs/transreid-market1501 --to=pytorch --out=exported
 
 The source is a file (.safetensors, .pth, .pt, .bin, .tar, .npz), a folder with one in it, or the id of a model on the Hugging
@@ -15,6 +16,9 @@ CLIP-ReID, of DPM and of both networks of SPT. Writes weights.safetensors, which
 is of that kind, and port.json, the table that is printed here. SPT's selection network is a part of a model: named after other
 weights, with a comma between, it replaces that network alone. Positions keep their grid and are resized when the weights are
 loaded, unless --grid asks for another one at once: of an encoder, of CLIP's image ViT, or of the attention pool of CLIP's ResNet.
+
+The trainings of FED and DPEFormer leave their memory bank in a file of its own, one tensor without a name: --bank says whose it
+is. It is a part of a model as well, and leaves again as such a file (model.pth); that of a run does with --to=pytorch --bank.
 
 With --to=pytorch the source is a folder or file that this command wrote, or the run folder of a training; model.safetensors
 and model.pth are written. They lack num_batches_tracked and what no forward pass reads; the official loaders keep their own.
@@ -29,6 +33,7 @@ SOURCE = flags.DEFINE_string("source", None, "file, folder or hub id (owner/name
 OUT = flags.DEFINE_string("out", None, "folder to write to: new, empty, or written by this command before")
 TO = flags.DEFINE_enum("to", "occreid_jax", ["occreid_jax", "pytorch"], "whose names to write")
 GRID = flags.DEFINE_string("grid", None, "resize positions, of an encoder or of CLIP's image tower, to ROWSxCOLUMNS: 21x10")
+BANK = flags.DEFINE_enum("bank", None, ["fed", "dpeformer"], "the source is a memory bank of this method, or a run that has one")
 flags.mark_flag_as_required("source")
 flags.mark_flag_as_required("out")
 
@@ -47,26 +52,28 @@ def main() -> None:
             raise UserError(f"--grid={GRID.value}: it must be ROWSxCOLUMNS of patches, for example 21x10")
         grid = int(match[1]), int(match[2])
     if TO.value == "occreid_jax":
-        bring(reporter, SOURCE.value, out, grid)
+        bring(reporter, SOURCE.value, out, grid, BANK.value)
     elif grid is not None:
         raise UserError("--grid has no effect with --to=pytorch; leave it out")
     else:
-        write_back(reporter, Path(SOURCE.value), out)
+        write_back(reporter, Path(SOURCE.value), out, BANK.value)
 
 
-def bring(reporter, source: str, out, grid) -> None:
+def bring(reporter, source: str, out, grid, bank: str | None) -> None:
     """Weights from elsewhere -> ``out``."""
     from occreid_jax.errors import UserError
     from occreid_jax.weights import naming, port
-    from occreid_jax.weights.families import open_family
+    from occreid_jax.weights.families import banks, open_family
     from occreid_jax.weights.sources import read_source
 
     port.check_free(out, port.PORTED_FILES)  # before anything large is read or fetched
-    arrays, origin = read_source(source)
+    arrays, origin = read_source(source, banks.name_of(bank) if bank else "")
     try:
         ported = port.port(arrays, grid)
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
+    if bank and ported.family != banks.name_of(bank):
+        raise UserError(f"{source}: {open_family(ported.family).title}, and no memory bank of {bank}; leave --bank={bank} out")
     table(reporter, [(entry.name, entry.shape, fate(entry)) for entry in ported.entries])
     path = port.write_ported(out, ported, origin)
     if ported.prefix:
@@ -84,15 +91,18 @@ def bring(reporter, source: str, out, grid) -> None:
     reporter.line(f"written: {path} ({len(fates)} tensors: {counts})")
 
 
-def write_back(reporter, source, out) -> None:
+def write_back(reporter, source, out, bank: str | None) -> None:
     """Weights that were ported, or those of a run -> PyTorch's names in ``out``."""
     from occreid_jax.errors import UserError
     from occreid_jax.weights import port
-    from occreid_jax.weights.families import open_family
+    from occreid_jax.weights.families import banks, open_family
 
     port.check_free(out, port.EXPORTED_FILES)
     if (source / "config.json").is_file():
         weights, family = read_run(source)
+        family = bank_of(source, family, bank) if bank else family
+    elif bank:
+        raise UserError("--bank with --to=pytorch takes the bank of a run; of ported weights leave it out")
     elif source.exists():
         weights, metadata = port.read_ported(source)
         family = open_family(metadata.get("family", ""))
@@ -103,7 +113,7 @@ def write_back(reporter, source, out) -> None:
     except UserError as error:
         raise UserError(f"{source}: {error}") from error
     table(reporter, [(entry.path, entry.shape, f"-> {entry.name}") for entry in entries])
-    paths = port.write_exported(out, arrays)
+    paths = port.write_exported(out, arrays, alone=family.name in map(banks.name_of, banks.PATHS))
     reporter.line(f"{family.title}: {description}")
     reporter.line(f"written: {' and '.join(map(str, paths))} ({len(arrays)} tensors)")
 
@@ -119,6 +129,16 @@ def read_run(workdir):
     stored = start.read_run(workdir)
     trees = {"params": stored["params"], "extra": stored["extra"] or {}}
     return flatten(trees), family
+
+
+def bank_of(workdir, family, bank: str):
+    """The family of the memory banks of a run whose models are of ``family``."""
+    from occreid_jax.errors import UserError
+    from occreid_jax.weights.families import banks, open_family
+
+    if family.name != bank:
+        raise UserError(f"{workdir}: a run of another method, whose models are those of {family.title}; leave --bank={bank} out")
+    return open_family(banks.name_of(bank))
 
 
 def fate(entry) -> str:

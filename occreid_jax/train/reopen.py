@@ -51,11 +51,13 @@ def open_run(
 
 
 def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup, Any, Any]:
-    """``(setup, params, extra)`` of a whole model that launch/port_weights.py brought, on the dataset of ``config``.
+    """``(setup, params, extra)`` of a whole model that launch/port_weights.py brought, on the dataset of ``config``. Behind a
+    comma may stand parts of it from elsewhere, such as a memory bank.
 
     The numbers of identities and cameras are the model's own, so everything must fit. Raises `UserError` if it does not, if the
     weights are no whole model, or if the config's features need what only a training makes.
     """
+    weights, *parts = (name.strip() for name in str(weights).split(","))
     arrays, metadata = read_ported(weights)
     if metadata["kind"] != "model":
         what = "a part of a model" if metadata["kind"] == "part" else "an encoder"
@@ -67,7 +69,14 @@ def open_ported(config, weights: str | Path, reporter: Reporter) -> tuple[Setup,
     params, extra = jax.jit(setup.method.init)(jax.random.key(config.seed))
     try:
         params, extra = load_weights(setup.method, params, extra, weights)
-        check_features(setup.method, params, extra, arrays, f"the weights of {weights}")
+        brought = set(arrays)
+        for part in parts:
+            paths, about = read_ported(part)
+            if about["kind"] != "part":
+                raise UserError(f"{part}: no part of a model, which is what may stand behind a comma")
+            params, extra = load_weights(setup.method, params, extra, part)
+            brought |= set(paths)
+        check_features(setup.method, params, extra, brought, f"the weights of {weights}")
         return setup, params, extra
     except UserError as error:
         told = ", ".join(f"{name} {value}" for name, value in sorted(metadata.items()) if name not in ("format", "kind"))

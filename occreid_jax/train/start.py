@@ -147,7 +147,8 @@ def place_weights(
         return method.load_pretrained(params, extra, arrays)
     given = unflatten(arrays)
     if kind == "part":
-        return place_part(params, given["params"], source), place_part(extra, given.get("extra", {}), source, statistics=True)
+        placed = place_part(params, given.get("params", {}), source)  # a memory bank has no parameters
+        return placed, place_part(extra, given.get("extra", {}), source, statistics=True)
     params = merge(params, given["params"], skip, source)
     return params, extra | {name: merge(extra.get(name, {}), tree, skip, source) for name, tree in given.get("extra", {}).items()}
 
@@ -159,7 +160,10 @@ def place_part(tree: Any, given: Mapping[str, Any], source: str, statistics: boo
         if name not in tree:
             raise UserError(f"{source} hold '{name}', which this method does not have with its settings")
         inner = statistics and name == "batch_stats"
-        placed[name] = place_part(tree[name], part, source) if inner else merge(tree[name], part, source=source)
+        if inner:
+            placed[name] = place_part(tree[name], part, source)
+        else:
+            placed |= merge({name: tree[name]}, {name: part}, source=source)
     return placed
 
 

@@ -200,13 +200,13 @@ def export(weights: Mapping[str, np.ndarray], family: str) -> Arrays:
     return open_family(family).write(weights)[0]
 
 
-def write_exported(out_dir: str | Path, arrays: Mapping[str, np.ndarray]) -> tuple[Path, Path]:
+def write_exported(out_dir: str | Path, arrays: Mapping[str, np.ndarray], alone: bool = False) -> tuple[Path, Path]:
     """Writes PyTorch-named ``arrays`` as ``model.safetensors`` and ``model.pth`` into ``out_dir``; returns the two paths.
-    See `check_free` for what is refused."""
+    With ``alone`` the second holds nothing but the one tensor. See `check_free` for what is refused."""
     from occreid_jax.weights.pth import write_pth
 
     out_dir = Path(out_dir)
     check_free(out_dir, EXPORTED_FILES)
     write_bytes(out_dir / PYTORCH, save(dict(arrays), {"format": "pt", "written_by": FORMAT}))
-    write_pth(out_dir / PYTORCH_PICKLE, arrays)
+    write_pth(out_dir / PYTORCH_PICKLE, arrays, alone)
     return out_dir / PYTORCH, out_dir / PYTORCH_PICKLE

@@ -29,7 +29,7 @@ DEEPEST, LONGEST_NAME, MOST_ENTRIES = 64, 1000, 200_000  # dictionaries in each 
 FETCH_AGAIN = "fetch it or save it again"
 
 
-def _read_zip(archive: zipfile.ZipFile, limit: int) -> dict[str, np.ndarray]:
+def _read_zip(archive: zipfile.ZipFile, limit: int, alone: str) -> dict[str, np.ndarray]:
     members = {member.filename: member for member in archive.infolist()}
     if len(members) != len(archive.infolist()):
         raise Problem("its archive holds two files of one name")
@@ -52,10 +52,10 @@ def _read_zip(archive: zipfile.ZipFile, limit: int) -> dict[str, np.ndarray]:
         raise Problem("its byteorder is neither little nor big")
     content = raw("data.pkl")
     top = {"state_dict": read_module(content)} if script else Unpickler(content).load()
-    return _arrays(top, lambda key: raw(f"data/{key}"), order.decode(), limit)
+    return _arrays(top, lambda key: raw(f"data/{key}"), order.decode(), limit, alone)
 
 
-def _read_legacy(content: memoryview, limit: int) -> dict[str, np.ndarray]:
+def _read_legacy(content: memoryview, limit: int, alone: str) -> dict[str, np.ndarray]:
     machine = Unpickler(content)
     if machine.load() != MAGIC or machine.load() != PROTOCOL:
         raise Problem("it is a pickle, but not one of torch.save", NOT_TRUSTED)
@@ -70,7 +70,7 @@ def _read_legacy(content: memoryview, limit: int) -> dict[str, np.ndarray]:
             raise Problem(f"it ends within the storage {key[:100]}")
         storages[key] = content[position + 8 : end]
         position = end
-    return _arrays(top, storages.get, "little", limit)  # as torch writes this format on every machine
+    return _arrays(top, storages.get, "little", limit, alone)  # as torch writes this format on every machine
 
 
 def _tensors(group: Any) -> dict[str, Tensor]:
@@ -97,8 +97,14 @@ def _usable(name: str) -> bool:
     return 0 < len(name) <= LONGEST_NAME and name.isprintable()
 
 
-def _arrays(top: Any, raw: Callable[[str], Any], order: str, limit: int) -> dict[str, np.ndarray]:
-    """The arrays in ``top``, of at most ``limit`` bytes. ``raw`` gives the bytes of a storage or None."""
+def _arrays(top: Any, raw: Callable[[str], Any], order: str, limit: int, alone: str) -> dict[str, np.ndarray]:
+    """The arrays in ``top``, of at most ``limit`` bytes. ``raw`` gives the bytes of a storage or None. See `read_pth`."""
+    if type(top) is Tensor:
+        if not alone:
+            raise Problem("it holds one tensor without a name", f"of a memory bank say whose with --bank, else {SAVE_AGAIN}")
+        top = {alone: top}
+    elif alone:
+        raise Problem("it does not hold one tensor without a name, as the file of a memory bank does", "leave --bank out")
     if type(top) is not dict:
         raise Problem(f"it holds no dictionary of tensors but a {type(top).__name__.strip('_').lower()}", SAVE_AGAIN)
     tensors = _tensors(top.get("state_dict")) or _tensors(top.get("model")) or _tensors(top)
@@ -135,13 +141,14 @@ def _array(name: str, tensor: Tensor, content: bytes | memoryview, swapped: bool
     return np.asarray(values != 0) if dtype == np.bool_ else values.view(dtype)  # any byte but 0 is true
 
 
-def read_pth(path: str | Path) -> dict[str, np.ndarray]:
+def read_pth(path: str | Path, alone: str = "") -> dict[str, np.ndarray]:
     """Named arrays of a PyTorch checkpoint, in its order: each of the tensor's shape and dtype, contiguous and its own copy.
 
     Reads what torch.save writes, in the zip format or the legacy one, and of what torch.jit.save writes the parameters and
     buffers, without the program; tensors are float64/32/16, bfloat16, int64/32/16/8, uint8 and bool. They are those of the entry
     ``state_dict``, else of ``model``, else of the whole file; names within nested dictionaries and modules are joined with dots,
-    a ``module.`` that all names begin with is removed, and what is no tensor is left out.
+    a ``module.`` that all names begin with is removed, and what is no tensor is left out. A file that holds one tensor and no
+    name for it is taken, and no other, if ``alone`` says what to call it.
 
     Raises `UserError`, one line, if the file is absent, damaged, of another kind, without tensors, or names anything but tensors
     and plain containers. Nothing in it is executed in any case.
@@ -159,10 +166,10 @@ def read_pth(path: str | Path) -> dict[str, np.ndarray]:
             file.seek(0)
             if start == b"PK\x03\x04":
                 with zipfile.ZipFile(file) as archive:
-                    return _read_zip(archive, limit)
+                    return _read_zip(archive, limit, alone)
             if start[:1] != pickle.PROTO:
                 raise Problem("it is in neither of the two formats of torch.save" if start else "it is empty")
-            return _read_legacy(memoryview(file.read()), limit)
+            return _read_legacy(memoryview(file.read()), limit, alone)
     except Problem as problem:
         raise refused(*(*problem.args, FETCH_AGAIN)[:2]) from problem
     # A damaged file can fail anywhere in the readers of zip files and pickles, and with any error.
@@ -182,21 +189,23 @@ def _coded(value: Any) -> bytes:
     return pickle.MARK + b"".join(map(_coded, value)) + pickle.TUPLE
 
 
-def _pickled(arrays: Mapping[str, np.ndarray]) -> bytes:
-    """The pickle of an OrderedDict of contiguous tensors, as torch.save writes it."""
+def _pickled(arrays: Mapping[str, np.ndarray], alone: bool) -> bytes:
+    """The pickle of an OrderedDict of contiguous tensors, as torch.save writes it, or of the one tensor ``alone``."""
     kinds = {dtype: Name(kind) for kind, dtype in reversed(STORAGES.items())}  # reversed: uint8 is ByteStorage
     ordered = _coded(Name("collections.OrderedDict")) + pickle.EMPTY_TUPLE + pickle.REDUCE
-    pieces = [pickle.PROTO, b"\x02", ordered, pickle.MARK]
+    pieces = [pickle.PROTO, b"\x02"] + ([] if alone else [ordered, pickle.MARK])
     for index, (name, array) in enumerate(arrays.items()):
         strides = [math.prod(max(length, 1) for length in array.shape[axis + 1 :]) for axis in range(array.ndim)]
         storage = _coded(("storage", kinds[array.dtype], str(index), "cpu", array.size)) + pickle.BINPERSID
-        pieces += [_coded(name), _coded(Name("torch._utils._rebuild_tensor_v2")), pickle.MARK, storage, _coded(0)]
+        pieces += [] if alone else [_coded(name)]
+        pieces += [_coded(Name("torch._utils._rebuild_tensor_v2")), pickle.MARK, storage, _coded(0)]
         pieces += [_coded(array.shape), _coded(strides), pickle.NEWFALSE, ordered, pickle.TUPLE, pickle.REDUCE]
-    return b"".join([*pieces, pickle.SETITEMS, pickle.STOP])
+    return b"".join([*pieces, b"" if alone else pickle.SETITEMS, pickle.STOP])
 
 
-def write_pth(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
+def write_pth(path: str | Path, arrays: Mapping[str, np.ndarray], alone: bool = False) -> None:
     """Writes ``arrays`` so that torch.load(path, weights_only=True) gives an OrderedDict of tensors: same names, order and bits.
+    With ``alone`` the only one of them is all that the file holds, and its name is lost.
 
     Arrays of any shape, float64/32/16, bfloat16, int64/32/16/8, uint8 or bool. Equal arrays give equal files, written whole or
     not at all. Raises `UserError` for another dtype, a name that `read_pth` does not take, or a file that cannot be written.
@@ -220,7 +229,7 @@ def write_pth(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
             member.extra = b"FB" + struct.pack("<H", padding) + bytes(padding)
             archive.writestr(member, content)
 
-        add("data.pkl", _pickled(native))
+        add("data.pkl", _pickled(native, alone))
         add("byteorder", sys.byteorder.encode())
         for index, array in enumerate(native.values()):
             add(f"data/{index}", array.tobytes())

@@ -39,10 +39,11 @@ class Origin:
         return sums
 
 
-def read_source(source: str) -> tuple[Arrays, Origin]:
+def read_source(source: str, alone: str = "") -> tuple[Arrays, Origin]:
     """Named arrays, in the types they are stored in, of a file, of the weights in a folder, or of a hub id ``owner/name``.
 
-    A hub id counts only if nothing on this machine has that name. Raises `UserError` if there are no readable weights.
+    A hub id counts only if nothing on this machine has that name. ``alone`` is what to call the tensor of a PyTorch file that has
+    one without a name; no other file of PyTorch's is taken then. Raises `UserError` if there are no readable weights.
     """
     path = Path(at_home(source))
     if path.is_file():
@@ -55,21 +56,21 @@ def read_source(source: str) -> tuple[Arrays, Origin]:
         raise UserError(f"{source}: no such file or folder; give one, or the id of a model on the Hugging Face hub (owner/name)")
     arrays = {}
     for file in files:
-        for name, array in read_file(file).items():
+        for name, array in read_file(file, alone).items():
             if name in arrays:
                 raise UserError(f"{file}: {name} stands in another shard too; fetch the model again")
             arrays[name] = array
     return arrays, Origin(str(source), files)
 
 
-def read_file(path: Path) -> Arrays:
-    """Named arrays of one file, by its suffix."""
+def read_file(path: Path, alone: str = "") -> Arrays:
+    """Named arrays of one file, by its suffix; see `read_source`."""
     if path.suffix == ".safetensors":
         return read_weights(path)
     if path.suffix in PYTORCH:
         from occreid_jax.weights.pth import read_pth
 
-        return read_pth(path)
+        return read_pth(path, alone)
     if path.suffix == ".npz":
         return read_npz(path)
     raise UserError(f"{path}: not a file of weights by its name; it must end in {', '.join(SUFFIXES)}")

@@ -72,6 +72,19 @@ def test_a_run_under_pytorchs_names(launch, trained, tmp_path):
     assert ported.family == "transreid" and same(ported.weights, {path: stored[path] for path in stored})
 
 
+def test_a_memory_bank_there_and_back(launch, trained, tmp_path):
+    write_pth(tmp_path / "memory.pth", {"any": np.arange(160, dtype=np.float32).reshape(5, 32)}, alone=True)
+    ours, back = tmp_path / "ours", tmp_path / "back"
+    told = launch(NAME, f"--source={tmp_path / 'memory.pth'}", "--bank=dpeformer", f"--out={ours}").fine().out.splitlines()
+    assert told[0].split() == ["dpeformer_bank", "5x32", "->", "extra/bank"]
+    assert told[1] == "the memory bank of DPEFormer: width 8, 5 identities"
+    launch(NAME, f"--source={ours}", "--to=pytorch", f"--out={back}").fine()
+    assert (back / "model.pth").read_bytes() == (tmp_path / "memory.pth").read_bytes()
+    wrong = launch(NAME, f"--source={trained}", "--bank=fed", "--to=pytorch", f"--out={tmp_path / 'other'}")
+    wrong.mistake(f"{trained}: a run of another method, whose models are those of TransReID", "leave --bank=fed out")
+    assert not (tmp_path / "other").exists()
+
+
 MISTAKES = {
     "no source": ([], "--source is missing"),
     "a source that is absent": (["--source=absent"], "absent: no such file or folder", "owner/name"),
@@ -84,6 +97,12 @@ MISTAKES = {
     "names of another world": (["--source=vit.pth", "--to=keras"], "keras", "pytorch"),
     "nothing to write back": (["--source=absent", "--to=pytorch"], "absent: no such file or folder"),
     "weights that were not ported": (["--source=foreign.safetensors", "--to=pytorch"], "not written by launch/port_weights.py"),
+    "a bank without a word": (["--source=bank.pth"], "bank.pth: it holds one tensor without a name", "say whose with --bank"),
+    "no bank": (["--source=good.pth", "--bank=fed"], "good.pth: it does not hold one tensor without a name", "leave --bank out"),
+    "a named model": (["--source=foreign.safetensors", "--bank=fed"], "and no memory bank of fed; leave --bank=fed out"),
+    "a bank of another shape": (["--source=odd.pth", "--bank=fed"], "odd.pth: fed_bank is 5x33; a bank has a row for every"),
+    "a bank of none": (["--source=bank.pth", "--bank=transreid"], "--bank=transreid", "<fed|dpeformer>"),
+    "a bank of weights": (["--source=vit.pth", "--bank=fed", "--to=pytorch"], "takes the bank of a run; of ported weights leave"),
     "no run": (["--source=norun", "--to=pytorch"], "norun: no run there (meta.json is missing)"),
 }
 
@@ -98,6 +117,8 @@ def wrong(tmp_path_factory):
     write_pth(folder / "unexplained.pth", good | {"base.extra": np.zeros(3, np.float32)})
     write_pth(folder / "resnet.pth", {"conv1.weight": np.zeros((4, 3, 7, 7), np.float32)})
     write_pth(folder / "cut.pth", {name: array for name, array in good.items() if name != "base.pos_embed"})
+    write_pth(folder / "bank.pth", {"any": np.zeros((5, 32), np.float32)}, alone=True)
+    write_pth(folder / "odd.pth", {"any": np.zeros((5, 33), np.float32)}, alone=True)
     save_file(timm(), folder / "foreign.safetensors")
     (folder / "norun" / "checkpoints").mkdir(parents=True)
     (folder / "norun" / "config.json").write_text("{}")

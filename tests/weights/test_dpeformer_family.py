@@ -180,7 +180,7 @@ def test_models_without_names_in_official_checkpoints():
 
 
 def test_features_written_out_from_the_official_names():
-    """Tokens -> the first as global feature, plain products, 0-based count, rank order, two poolings, the mixed batch, four necks."""
+    """Tokens -> the first as global feature, plain products, count from 0, by rank, two poolings, the mixed batch, four necks."""
     arrays = official()
     method, _ = method_of()
     weights = {path: jnp.asarray(x) for path, x in read(arrays)[0].items()}

@@ -27,6 +27,8 @@ FAMILIES = {
     "spt": "occreid_jax.weights.families.spt:SPT",
     "fed": "occreid_jax.weights.families.fed:FED",
     "dpeformer": "occreid_jax.weights.families.dpeformer:DPEFORMER",
+    "fed_bank": "occreid_jax.weights.families.banks:FED",
+    "dpeformer_bank": "occreid_jax.weights.families.banks:DPEFORMER",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
 
@@ -36,8 +38,8 @@ class Description:
     """What the tensors tell of their model. None: this kind of model has no such thing, or the tensors do not tell it."""
 
     width: int  # of the image features before a projection
-    depth: int  # blocks between an image and its features
-    patches: int  # positions without the cls token
+    depth: int | None  # blocks between an image and its features
+    patches: int | None  # positions without the cls token
     grid: tuple[int, int] | None = None  # rows and columns of the positions
     identities: int | None = None
     cameras: int | None = None  # 0: no camera embedding
@@ -60,7 +62,9 @@ class Description:
 
     def __str__(self) -> str:
         grid = f" in {self.grid[0]} rows of {self.grid[1]}" if self.grid else ""
-        facts = [f"width {self.width}", f"depth {self.depth}", f"{self.patches} positions{grid}"]
+        facts = [f"width {self.width}"]
+        if self.depth is not None:
+            facts += [f"depth {self.depth}", f"{self.patches} positions{grid}"]
         if self.tower is not None:
             form = f"ViT of patch {self.patch}" if self.stages is None else f"ResNet of {'-'.join(map(str, self.stages))} blocks"
             text = f"text of width {self.text_width} and depth {self.text_depth}" if self.text_width else "no text tower"
