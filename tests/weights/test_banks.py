@@ -9,7 +9,7 @@ from occreid_jax.errors import UserError
 from occreid_jax.train.reopen import check_features
 from occreid_jax.train.start import initial_model, load_weights
 from occreid_jax.weights import families, naming, port
-from occreid_jax.weights.families import Description, banks
+from occreid_jax.weights.families import banks
 from occreid_jax.weights.pth import read_pth, write_pth
 from occreid_jax.weights.sources import Origin, read_source
 from occreid_jax.weights.trees import flatten
@@ -112,7 +112,7 @@ def test_what_does_not_fit(tmp_path):
         with pytest.raises(UserError, match=words):
             port.port({"dpeformer_bank": array})
     run = {"params/a": bank("fed"), "extra/bank/erased": bank("fed"), "extra/bank/diffused": bank("fed")}
-    with pytest.raises(UserError, match="bank/diffused has no names in fed's checkpoints; what can be written is a run with the one"):
+    with pytest.raises(UserError, match="bank/diffused has no names in fed.s checkpoints; .* a run with the one memory"):
         families.open_family("fed_bank").write(run)
     assert families.open_family("fed_bank").write({k: x for k, x in run.items() if "diffused" not in k})[0].keys() == {"fed_bank"}
 
