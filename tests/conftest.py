@@ -1,5 +1,8 @@
 """Settings every test needs before jax starts: eight CPU devices, few optimisations, the persistent compile cache."""
 
+import contextlib
+import ctypes
+import gc
 import importlib.metadata
 import os
 import tempfile
@@ -39,6 +42,19 @@ def pytest_collection_modifyitems(items):
         if slow and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_LIMIT))
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)  # stable: files keep their order
+
+
+@pytest.fixture(autouse=True)
+def free_memory(request):
+    """Gives back what a slow test of whole networks took, so that no process keeps the programs and arrays of them all."""
+    yield
+    if request.node.path.name in LOOSE and request.node.get_closest_marker("slow") is not None:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 @pytest.fixture(scope="session")
