@@ -57,7 +57,7 @@ PROBLEM = "problem: "  # begins what makes results worthless or smaller than the
 def problems(dataset: Dataset, cache: Path) -> list[str]:
     """What of `examine` is a problem and needs no picture to be decoded, for a training or an evaluation to tell.
 
-    Files are compared once: what was found is kept below the folder ``cache`` until a picture changes.
+    What a comparison of all files found is kept in the folder ``cache``, once it is there, until a picture changes.
     """
     path = Path(cache) / f"copies-{_state(dataset)}.json"
     copies = None
@@ -65,7 +65,7 @@ def problems(dataset: Dataset, cache: Path) -> list[str]:
         copies = read_json(path)["lines"] if path.is_file() else None
     if copies is None:
         copies = _duplicates(dataset)
-        if is_lead():
+        if is_lead() and path.parent.is_dir():  # a command that ends in a mistake leaves nothing behind
             with contextlib.suppress(UserError):  # a folder that only may be read costs the same time once more
                 write_json(path, {"lines": copies})
     lines = [*_matches(dataset), *_shared_identities(dataset), *copies]

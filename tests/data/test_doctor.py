@@ -53,7 +53,8 @@ def test_seeded_faults(market_tree):
 
 def test_problems_alone_and_copies_looked_for_once(market_tree, tmp_path, monkeypatch):
     root, cache = market_tree(), tmp_path / "cache"
-    assert problems(open_dataset("market1501", root), cache) == []
+    assert problems(open_dataset("market1501", root), cache) == [] and not cache.exists()
+    cache.mkdir()
     shutil.copy(root / "query" / "0005_c1_0.jpg", root / "bounding_box_test" / "0005_c2_0.jpg")
     shutil.copy(root / "query" / "0009_c2_0.jpg", root / "bounding_box_train" / "0009_c2_0.jpg")
     dataset = open_dataset("market1501", root)
