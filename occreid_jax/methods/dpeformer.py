@@ -8,6 +8,7 @@ code, zhangxin06/DPEFormer, which leaves the text in many places: docs/methods/d
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -200,7 +201,8 @@ class DPEFormer(MethodBase):
         views: int = 1, valid: Array | None = None,
     ) -> Encoded:  # fmt: skip
         """The network on normalised images [B, H, W, 3]. ``rng`` is given in training. ``views`` images that stand side by side
-        belong together; each view is a batch of its own to whatever looks at a whole batch. ``valid`` bool [B], see there."""
+        belong together; each view is a batch of its own to whatever looks at a whole batch. ``valid`` bool [B] is False for
+        images that only pad the batch."""
         train = rng is not None
         out = self.backbone.apply(
             {"params": params["backbone"]}, images, camids, train, cls_logits, rngs={"dropout": rng} if train else None
@@ -211,8 +213,8 @@ class DPEFormer(MethodBase):
         if views == 1:
             selected, pooled, parts = self.enrich(params, whole, tokens, valid)
         else:
-            apart = (x.reshape(-1, views, *x.shape[1:]) for x in (whole, tokens))
-            found = jax.vmap(lambda w, t: self.enrich(params, w, t), in_axes=1, out_axes=1)(*apart)
+            by_view = (x.reshape(-1, views, *x.shape[1:]) for x in (whole, tokens))
+            found = jax.vmap(functools.partial(self.enrich, params), in_axes=1, out_axes=1)(*by_view)
             selected, pooled, parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
         return Encoded(whole, memory.reshape(len(memory), -1), pooled, parts, selected, out.cls_logits)
 
