@@ -100,6 +100,6 @@ def check_features(method: Method, params: Any, extra: Any, brought: Collection[
     features = embed(params, unflatten(flatten(extra) | unknown))
     if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(features)):
         raise UserError(
-            f"{source} lack {shorten(missing)}, which only a training makes and the features of this config depend on; choose "
-            "another feature, or train from them with --config.init.weights"
+            f"{source} lack {shorten(missing)}, which only a training makes and the features of this config depend on; name it "
+            "behind a comma if it is ported, choose another feature, or train from them with --config.init.weights"
         )

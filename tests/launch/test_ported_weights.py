@@ -5,6 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from tests.launch.conftest import ROOT
+
 
 @pytest.fixture(scope="module")
 def ported(launch, trained, tmp_path_factory):
@@ -48,9 +50,41 @@ def test_training_starts_from_ported_weights(launch, tiny, ported, tmp_path):
     assert untrained["mAP"] == json.loads((tmp_path / "plain" / "results.json").read_text())["mAP"]
 
 
+def test_a_feature_that_looks_at_a_memory_bank(launch, tiny, tmp_path):
+    """FED's diffused feature: refused with a checkpoint alone, evaluated with the bank behind a comma."""
+    import importlib
+
+    import jax
+
+    from occreid_jax import methods
+    from occreid_jax.types import Meta
+    from occreid_jax.weights import families
+    from occreid_jax.weights.pth import write_pth
+    from occreid_jax.weights.trees import flatten
+
+    argument = "dataset=market1501,backbone=16x1x2,preset=official"
+    config = importlib.import_module("configs.fed").get_config(argument)
+    method = methods.create(config, Meta(5, 3, (64, 32), 10))
+    params, extra = jax.jit(method.init)(jax.random.key(0))
+    run = {path: np.asarray(x) for path, x in flatten({"params": params, "extra": extra}).items()}
+    write_pth(tmp_path / "fed.pth", families.for_method("fed").write(run)[0])
+    memory = np.random.default_rng(0).normal(size=(5, 64)).astype(np.float32)
+    write_pth(tmp_path / "memory.pth", {"any": memory}, alone=True)
+    model, bank = tmp_path / "model", tmp_path / "bank"
+    launch("port_weights.py", f"--source={tmp_path / 'fed.pth'}", f"--out={model}").fine()
+    launch("port_weights.py", f"--source={tmp_path / 'memory.pth'}", "--bank=fed", f"--out={bank}").fine()
+    setting = ("--config.method.test_feature=diffused", f"--workdir={tmp_path / 'results'}")
+    evaluate = tiny(*setting, config=f"{ROOT / 'configs' / 'fed.py'}:{argument}", size="64,32")
+    words = "lack bank/erased, which only a training makes", "name it behind a comma if it is ported"
+    launch("evaluate.py", f"--weights={model}", *evaluate).mistake(*words)
+    launch("evaluate.py", f"--weights={model},{bank}", *evaluate).fine()
+    assert json.loads((tmp_path / "results" / "results.json").read_text())["mAP"] > 0
+
+
 MISTAKES = {
     "another network": ({"argument": ",backbone=64x2x2"}, "of another shape", "width 32", "give --config the same backbone"),
     "cameras it does not know": ({"argument": ",camera=true"}, "have no camera embedding", "camera=false"),
+    "a model behind a comma": ({}, "no part of a model, which is what may stand behind a comma"),
     "an encoder": ({}, "an encoder alone cannot be evaluated", "--config.init.weights="),
 }
 
@@ -68,6 +102,8 @@ def test_weights_that_cannot_be_evaluated(launch, tiny, ported, tmp_path, case):
             weights,
             {"format": "occreid_jax", "kind": "encoder", "family": "vit"},
         )
+    if case == "a model behind a comma":
+        weights = f"{ported},{ported}"
     run = tmp_path / "run"
     launch("evaluate.py", f"--weights={weights}", *tiny(f"--workdir={run}", **options)).mistake(*words)
     assert not run.exists()

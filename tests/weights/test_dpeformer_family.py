@@ -12,6 +12,7 @@ import pytest
 from configs import dpeformer as dpeformer_config
 from occreid_jax import methods
 from occreid_jax.errors import UserError
+from occreid_jax.numerics.checkpoint import TorchFeatures, compare_features
 from occreid_jax.train.start import load_weights
 from occreid_jax.types import Meta
 from occreid_jax.weights import families, naming, port
@@ -179,13 +180,11 @@ def test_models_without_names_in_official_checkpoints():
             families.for_method("dpeformer").write(weights | {path: np.zeros(WIDTH, np.float32)})
 
 
-def test_features_written_out_from_the_official_names():
-    """Tokens -> the first as global feature, plain products, count from 0, by rank, two poolings, the mixed batch, four necks."""
-    arrays = official()
+def written_out_features(arrays, images):
+    """Tokens -> the first as global feature, plain products, count from 0, by rank, two poolings, the mixed batch, four necks.
+    Features [B, P D] of normalised ``images``, from the official tensors but for the encoder, and the numbers of tokens."""
     method, _ = method_of()
-    weights = {path: jnp.asarray(x) for path, x in read(arrays)[0].items()}
-    tree = unflatten(weights)
-    images = jnp.asarray(np.random.default_rng(0).normal(size=(5, *IMAGE, 3)), jnp.float32)
+    tree = unflatten({path: jnp.asarray(x) for path, x in read(arrays)[0].items()})
     tokens = np.asarray(method.backbone.apply({"params": tree["params"]["backbone"]}, images).tokens[:, 1:], np.float64)
     whole, scores, counts = tokens[:, 0], [], []
     for image in tokens:
@@ -206,10 +205,20 @@ def test_features_written_out_from_the_official_names():
             arrays[f"bottleneck_local.{PARTS + part}.{leaf}"] for leaf in ("weight", "bias", "running_mean", "running_var")
         )
         parts.append((blended - mean) / np.sqrt(var + 1e-5) * weight + bias)
-    batch = {"image": images, "camid": jnp.zeros(5, jnp.int32)}
-    features = method.embed(tree["params"], tree["extra"], batch, "query")
+    return np.concatenate(parts, axis=1), counts
+
+
+def test_features_of_the_official_tensors():
+    """A batch of the size that the official code had: its features depend on it."""
+    arrays = official()
+    raw = 255 * np.random.default_rng(1).integers(0, 2, (5, *IMAGE, 3), np.uint8)
+    expected, counts = written_out_features(arrays, jnp.asarray(raw / 127.5 - 1, jnp.float32))
     assert len(set(counts)) > 1
-    np.testing.assert_allclose(features, np.concatenate(parts, axis=1), rtol=1e-3, atol=1e-3)
+    stored = TorchFeatures([str(number) for number in range(5)], expected.astype(np.float32), None)
+    found = compare_features(method_of()[1], port.port({f"module.{name}": x for name, x in arrays.items()}), stored, raw)
+    assert found.dimensions == PARTS * WIDTH and found.relative < 1e-4 and found.cosine > 0.999999
+    fixed = compare_features(method_of(blending__scramble=False)[1], port.port(arrays), stored, raw)
+    assert fixed.relative > 1e-2
 
 
 def blending(own: dict) -> dict:
