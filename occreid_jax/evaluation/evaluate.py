@@ -113,8 +113,9 @@ def evaluate(
 def mean_cosine(features: Mapping[str, Any]) -> float:
     """Mean cosine of two of all pictures' features, -1 .. 1: near 1 if a network gives every picture the same.
 
-    ``features`` maps "query" and "gallery" to a method's pytree, leaves [N, ...]. Of several features of a picture the one counts
-    that tells pictures apart best, so a mask that is the same for all says nothing. NaN if none is a vector of floats.
+    ``features`` maps "query" and "gallery" to a method's pytrees, leaves [N, ...]; what one role alone has is left out. Of several
+    features of a picture the one counts that tells pictures apart best, so a mask that is the same for all says nothing. NaN if
+    none is a vector of floats.
     """
 
     def cosine(*roles: Any) -> float:
@@ -127,7 +128,8 @@ def mean_cosine(features: Mapping[str, Any]) -> float:
         mean = np.sum(sums, axis=0, dtype=np.float64) / sum(map(len, flat))
         return min(1.0, float(mean @ mean))
 
-    found = min(jax.tree.leaves(jax.tree.map(cosine, features["query"], features["gallery"])), default=np.inf)
+    query, gallery = (dict(jax.tree_util.tree_leaves_with_path(features[role])) for role in ("query", "gallery"))
+    found = min((cosine(query[path], gallery[path]) for path in query.keys() & gallery.keys()), default=np.inf)
     return found if np.isfinite(found) else float("nan")
 
 

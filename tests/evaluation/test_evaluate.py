@@ -107,6 +107,8 @@ def test_the_mean_cosine_is_that_of_all_pairs():
         for role, x in (("query", query), ("gallery", gallery))
     }
     assert mean_cosine(several) == pytest.approx(expected, rel=1e-5)
+    masked = {"query": {"feature": query, "mask": np.ones((5, 4), np.float32)}, "gallery": {"feature": gallery}}  # as DPM++ has
+    assert mean_cosine(masked) == pytest.approx(expected, rel=1e-5)
     assert np.isnan(mean_cosine({"query": query[:, :1], "gallery": gallery[:, :1]}))
 
 
