@@ -113,9 +113,9 @@ def evaluate(
 def mean_cosine(features: Mapping[str, Any]) -> float:
     """Mean cosine of two of all pictures' features, -1 .. 1: near 1 if a network gives every picture the same.
 
-    ``features`` maps "query" and "gallery" to a method's pytrees, leaves [N, ...]; what one role alone has is left out. Of several
-    features of a picture the one counts that tells pictures apart best, so a mask that is the same for all says nothing. NaN if
-    none is a vector of floats.
+    ``features`` maps "query" and "gallery" to a method's pytrees, leaves [N, ...]; what one role alone has is left out. Of
+    several features of a picture the one counts that tells pictures apart best, so a mask that is the same for all says nothing.
+    NaN if none is a vector of floats.
     """
 
     def cosine(*roles: Any) -> float:
