@@ -79,10 +79,10 @@ def claim_workdir(workdir: Path, config, meta: Meta) -> bool:
     path = Path(workdir) / "config.json"
     if path.exists() and not differences(workdir, config):
         old, new = dataclasses.asdict(read_meta(workdir)), dataclasses.asdict(meta)
-        # What older runs did not record; without a network of cameras, their numbers may also have been made up.
-        unknown = [] if old["camera_network"] else [name for name in old if name.startswith("camera")]
-        unknown += [] if old["training_set"] else ["training_set"]
-        old, new = ({name: value for name, value in each.items() if name not in unknown} for each in (old, new))
+        # The hash changes with a file that was damaged, which whoever opens it tells better. Older runs did not record cameras;
+        # without a network of cameras, their numbers may also have been made up.
+        left_out = ["training_set"] if old["camera_network"] else ["training_set", *(name for name in old if "camera" in name)]
+        old, new = ({name: value for name, value in each.items() if name not in left_out} for each in (old, new))
         if changes := configuration.differences(old, new):
             raise UserError(
                 f"{workdir} holds a run on another training set ({'; '.join(changes)}); choose another --workdir or give the old "
