@@ -61,12 +61,12 @@ def problems(dataset: Dataset, cache: Path) -> list[str]:
     """
     path = Path(cache) / f"copies-{_state(dataset)}.json"
     copies = None
-    with contextlib.suppress(UserError):  # a file that was cut short is made again
+    with contextlib.suppress(UserError, OSError):  # a file that was cut short or may not be read is as good as none
         copies = read_json(path)["lines"] if path.is_file() else None
     if copies is None:
         copies = _duplicates(dataset)
-        if is_lead() and path.parent.is_dir():  # a command that ends in a mistake leaves nothing behind
-            with contextlib.suppress(UserError):  # a folder that only may be read costs the same time once more
+        with contextlib.suppress(UserError, OSError):  # where nothing can be kept, the same time is taken once more
+            if is_lead() and path.parent.is_dir():  # a command that ends in a mistake leaves nothing behind
                 write_json(path, {"lines": copies})
     lines = [*_matches(dataset), *_shared_identities(dataset), *copies]
     return [line for line in lines if line.startswith(PROBLEM)]
