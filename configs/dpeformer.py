@@ -8,8 +8,8 @@
 ``preset=paper``, the default, follows the text, and the authors' code where the text is silent. ``preset=official`` reproduces
 that code with its slips (a patch as global feature, one token too few, pooling that depends on the batch, attention that mixes
 the pictures of a batch, random erasing in place of the occluders); ``preset=fixed`` is the code without them, to which
-``slip=NAME`` adds one, see `SLIPS`. docs/methods/dpeformer.md has the table. Datasets with a recipe: occluded_duke, market1501,
-dukemtmc, occluded_reid (trained on Market-1501). ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`.
+``slip=NAME+NAME`` adds some, see `SLIPS`. docs/methods/dpeformer.md has the table. Datasets with a recipe: occluded_duke,
+market1501, dukemtmc, occluded_reid (trained on Market-1501). ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`.
 
 On the embedded benchmark the encoder starts from the tiny CLIP that ships with the package (docs/tiny_clip.md), and every preset
 takes the least number of tokens as a share; ``pretrained=false`` starts from nothing. The weights are those that
@@ -102,9 +102,10 @@ def get_config(arg: str = ""):
         arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, preset="paper", slip="",
         row="", pretrained=True,
     )  # fmt: skip
-    for key, known in (("preset", PRESETS), ("slip", SLIPS), ("row", ROWS)):
-        if arg[key] and arg[key] not in known:
-            raise ValueError(f"unknown {key} '{arg[key]}'; known: {', '.join(known)}")
+    slips = arg.slip.split("+") if arg.slip else []
+    for key, values, known in (("preset", [arg.preset], PRESETS), ("slip", slips, SLIPS), ("row", [arg.row], ROWS)):
+        if unknown := [value for value in values if value and value not in known]:
+            raise ValueError(f"unknown {key} '{unknown[0]}'; known: {', '.join(known)}")
     config = common.base(arg)
     config.method = dict(
         **common.encoder(arg, config),
@@ -176,7 +177,8 @@ def get_config(arg: str = ""):
     )
     if arg.preset != "paper":
         config.stages.main.optimizer = common.sgd()
-    common.change(config, PRESETS[arg.preset] | SLIPS.get(arg.slip, {}))
+    for changes in (PRESETS[arg.preset], *(SLIPS[name] for name in slips)):
+        common.change(config, changes)
     if common.is_small(config):
         # Two or three dozens of tokens: the least number stays a share of them.
         config.method.update(label_smoothing=0.1)

@@ -70,6 +70,7 @@ def test_official_is_the_fixed_code_with_every_slip():
     slips = placed({key: value for slip in dpeformer.SLIPS.values() for key, value in slip.items()})
     assert {key: official[key] for key in plain if plain[key] != official[key]} == slips
     assert len(slips) == sum(map(len, dpeformer.SLIPS.values()))  # no two slips are about the same setting
+    assert flat(f"preset=fixed,slip={'+'.join(dpeformer.SLIPS)}") == flat("preset=official")
     paper = flat("dataset=occluded_duke")
     assert flat(f"{given}=paper") == paper
     optimiser = {key for key in paper.keys() | plain.keys() if key.startswith("stages.main.optimizer.")}
