@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 import pytest
 
-from configs import common
+from configs import common, dpeformer
 from occreid_jax import distributed
 from occreid_jax.augment import roa
 from occreid_jax.data import occluders, resident, stream
@@ -181,8 +181,7 @@ def pasting(opened, new_setup, tmp_path):
             things = [occluders.Occluder(str(number), pixels, "", "") for number, pixels in enumerate(things)]
             occluders.write_library(tmp_path / "library", things, 16)
         setup, (_, _, _, current, _) = new_setup(data__occluders=str(tmp_path / "library"), data__resident=choice), opened()
-        occlusion = dict(kind="roa", probability=1.0, least_area=0.5, most_area=0.75)
-        occlusion |= dict(balanced=False, hard=False)
+        occlusion = dpeformer.get_config().stages.main.augment.occlusion.to_dict()
         twins = roa.roa(ml_collections.ConfigDict(common.standard_augment(occlusion=occlusion)), (0.5,) * 3, (0.5,) * 3)
 
         def occluded(rng, batch):

@@ -208,7 +208,7 @@ def test_a_part_where_it_has_no_place(tmp_path):
     with pytest.raises(UserError, match="hold 'selection', which this method does not have"):
         initial_model(method, config)
     method, config = method_of("spt", path, **{"selection.stride": PATCH // 2})
-    with pytest.raises(UserError, match="do not fit this model: 1 of another shape: encoder/pos_embed"):
+    with pytest.raises(UserError, match="do not fit this model: 1 of another shape: selection/encoder/pos_embed"):
         initial_model(method, config)
     with pytest.raises(UserError, match="a part of a model alone cannot be evaluated; train with --config.init.weights="):
         open_ported(config, path, None)
