@@ -1,5 +1,8 @@
 """What a method attends to or selects, scored against the visible person and the occluders that the renderer knows. Numpy only.
 
+A person stands in the middle of a crop, so a map of places that never looks at a picture finds it well. Every score therefore
+stands beside three references: cells at random, the map's own mean over all pictures, and the person map of the training set.
+
 Arrays are told apart by shape and type, as in the report: float maps are scores of cells, bool or integer maps choose cells;
 [N, h, w] is one map per picture, [N, k, h, w] are several, numbered from 1; [N] is a number per picture. A cell is a box of the
 h x w grid over the picture.
@@ -17,14 +20,20 @@ from occreid_jax.parts import OCCLUDED, visible_person
 BLOCK = 64  # pictures of labels looked at at once
 
 
-def score_shown(shown: Mapping[str, np.ndarray], parts: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Every map and number of ``shown`` by name: `score_map` against ``parts`` uint8 [N, H, W], or mean and deviation [N]."""
-    grids: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
+def score_shown(
+    shown: Mapping[str, np.ndarray], parts: np.ndarray, training: np.ndarray | None = None
+) -> dict[str, dict[str, Any]]:
+    """Every map and number of ``shown`` by name: `score_map` against ``parts`` uint8 [N, H, W], or mean and deviation [N].
+
+    ``training`` uint8 [M, H, W] are the body parts of the training pictures, where they are known.
+    """
+    grids: dict[tuple[int, int], tuple[np.ndarray | None, ...]] = {}
     scores = {name: score_number(values) for name, values in shown.items() if values.ndim == 1}
     for name, values in each_map({name: values for name, values in shown.items() if values.ndim > 1}):
         grid = values.shape[1:]
         if grid not in grids:
-            grids[grid] = person_cells(parts, grid), covered_shares(parts, grid)
+            person_map = None if training is None else person_cells(training, grid).mean(axis=0)
+            grids[grid] = person_cells(parts, grid), covered_shares(parts, grid), person_map
         scores[name] = score_map(values, *grids[grid])
     return scores
 
@@ -45,38 +54,64 @@ def each_map(maps: Mapping[str, np.ndarray]) -> Iterator[tuple[str, np.ndarray]]
                 yield f"{name} {number + 1}", values[:, number]
 
 
-def score_map(values: np.ndarray, person: np.ndarray, covered: np.ndarray) -> dict[str, Any]:
+def score_map(
+    values: np.ndarray, person: np.ndarray, covered: np.ndarray, person_map: np.ndarray | None = None
+) -> dict[str, Any]:
     """Scores of one map [N, h, w] against ``person`` bool [N, h, w] and ``covered`` float [N, h, w], the share of each cell that
-    an occluder covers; over the cells of all pictures together.
+    an occluder covers; over the cells of all pictures together. ``person_map`` float [h, w] is the share of training pictures
+    in which a cell is person.
 
     A float map gives ``auroc`` (0 .. 1), how well it tells person from the rest; ``covered_auroc``, how often a cell of which at
     least half is covered scores *lower* than the same cell of another picture that is not; and ``covered_correlation``, Pearson's
     with the covered share, both as differences from the cell's mean over all pictures. Comparing a place with itself alone keeps
     out that occluders stand low and that a map may be low there too. A bool or integer map gives, in percent, ``precision`` and
-    ``recall`` of its cells that are not 0, the share ``selected``, and what choosing as many cells of every picture at random
-    reaches on average: ``random_precision``, ``random_recall``. Both give ``person_cells``, the percentage of cells that are
-    person. A value that does not exist (no cell chosen, no person, NaN in the map, nothing varies) is None.
+    ``recall`` of its cells that are not 0, and the share ``selected``. Both give ``person_cells``, the percentage of cells that
+    are person, and
+
+    * ``place_auroc``: how often a cell that is person scores higher than the same cell of another picture where it is not. A map
+      that is the same for all pictures has 0.5 there, whatever it is;
+    * ``constant_*``: the same measures of the map's mean over all pictures in place of it; of a map that chooses, those of as
+      many cells in every picture, the ones that it chooses most often;
+    * ``training_*``: those of ``person_map``, in which no picture of the test has a part; left out where there is none;
+    * ``random_precision``, ``random_recall``: what choosing as many cells of every picture at random reaches on average (the
+      AUROC of random scores is 0.5).
+
+    A value that does not exist (no cell chosen, no person, NaN in the map, nothing varies) is None.
     """
-    person = person.astype(bool)
-    if np.issubdtype(values.dtype, np.floating):
-        scores = {
-            "auroc": rounded(auroc(values, person)),
+    person, cells = person.astype(bool), max(1, int(np.prod(person.shape[1:])))
+    is_score = np.issubdtype(values.dtype, np.floating)
+    fixed = {"constant": np.mean(values if is_score else values != 0, axis=0, dtype=np.float64)}
+    fixed |= {} if person_map is None else {"training": person_map}
+    if is_score:
+        scores = {"auroc": rounded(auroc(values, person)), "place_auroc": rounded(auroc_by_place(values, person))}
+        for name, map_ in fixed.items():
+            scores[f"{name}_auroc"] = rounded(auroc(np.broadcast_to(map_, person.shape), person))
+        scores |= {
             "covered_auroc": rounded(auroc_by_place(-values, covered >= 0.5)),
             "covered_correlation": rounded(correlation(*(centred(each) for each in (values, covered)))),
         }
     else:
-        chosen = (values != 0).reshape(len(values), -1)
-        truth = person.reshape(len(person), -1)
-        counts, persons, cells = chosen.sum(axis=1), truth.sum(axis=1), max(1, truth.shape[1])
-        hits, hits_by_chance = int((chosen & truth).sum()), float((counts * persons).sum()) / cells
-        scores = {
-            "precision": percent(hits, int(counts.sum())),
-            "recall": percent(hits, int(persons.sum())),
-            "selected": percent(int(counts.sum()), chosen.size),
-            "random_precision": percent(hits_by_chance, int(counts.sum())),
-            "random_recall": percent(hits_by_chance, int(persons.sum())),
-        }
+        chosen = values != 0
+        counts, persons = (each.reshape(len(each), -1).sum(axis=1) for each in (chosen, person))
+        fixed = {"": chosen} | {f"{name}_": most_likely(map_, counts) for name, map_ in fixed.items()}
+        hits = {name: float((mask & person).sum()) for name, mask in fixed.items()}
+        hits["random_"] = float((counts * persons).sum()) / cells
+        scores = {}
+        for name, found in hits.items():
+            scores |= {
+                f"{name}precision": percent(found, int(counts.sum())),
+                f"{name}recall": percent(found, int(persons.sum())),
+            }
+        scores |= {"selected": percent(int(counts.sum()), chosen.size), "place_auroc": rounded(auroc_by_place(chosen, person))}
     return scores | {"person_cells": percent(int(person.sum()), person.size)}
+
+
+def most_likely(values: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """bool [N, h, w]: in picture i the ``counts[i]`` cells of one map float [h, w] that are highest there, of equal ones the
+    first by row. ``counts`` int [N]."""
+    rank = np.empty(values.size, np.int64)
+    rank[np.argsort(-values, axis=None, kind="stable")] = np.arange(values.size)
+    return (rank < counts[:, None]).reshape(-1, *values.shape)
 
 
 def centred(maps: np.ndarray) -> np.ndarray:

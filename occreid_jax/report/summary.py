@@ -26,11 +26,18 @@ PACKAGES = ("occreid_jax", "jax", "flax", "optax", "numpy")
 HEADINGS = {"mAP": "mAP", "rank1": "R-1", "rank5": "R-5", "rank10": "R-10", "mINP": "mINP", "untrained_mAP": "untrained mAP"}
 MEASURES = {
     "auroc": "AUROC of person cells (chance: 0.5)",
+    "place_auroc": "AUROC of person cells, place by place (a constant map: 0.5)",
+    "constant_auroc": "AUROC of the map's mean over all pictures",
+    "training_auroc": "AUROC of the person map of the training set",
     "covered_auroc": "AUROC of covered cells, low scores, place by place (chance: 0.5)",
     "covered_correlation": "correlation with the covered share, place by place",
     "precision": "precision, %",
     "recall": "recall, %",
     "selected": "cells selected, %",
+    "constant_precision": "precision of as many cells, those chosen most often, %",
+    "constant_recall": "recall of as many cells, those chosen most often, %",
+    "training_precision": "precision of as many cells, by the person map of the training set, %",
+    "training_recall": "recall of as many cells, by the person map of the training set, %",
     "random_precision": "precision of as many cells at random, %",
     "random_recall": "recall of as many cells at random, %",
     "person_cells": "cells that are person, %",

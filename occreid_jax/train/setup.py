@@ -64,13 +64,14 @@ class Setup:
         Names that are no table of pictures are left out: `Method.prepare` may provide them under ``extra["tables"]``.
         """
         columns = {"camid": self.camids(role)}
-        for name in inputs:
-            if name in TABLES:
-                key = (role, name, resize_filter if name == "image" else "")
-                if key not in self.opened:
-                    self.opened[key] = self.open_table(role, name, resize_filter)
-                columns[name] = self.opened[key]
-        return columns
+        return columns | {name: self.table(role, name, resize_filter) for name in inputs if name in TABLES}
+
+    def table(self, role: str, name: str, resize_filter: str) -> np.ndarray:
+        """One table of a split, opened once."""
+        key = (role, name, resize_filter if name == "image" else "")
+        if key not in self.opened:
+            self.opened[key] = self.open_table(role, name, resize_filter)
+        return self.opened[key]
 
     def shared(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
         """The tables that ``Stage.shared`` names: ``occluders`` uint8 [K, S, S, 4] and ``occluder_sides`` int32 [K, 2].
@@ -88,12 +89,14 @@ class Setup:
         return {name: tables[name] for name in names}
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
-        """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, the queries' ``parts`` beside them
-        where the dataset has ground truth."""
+        """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, where the dataset has ground truth, the
+        queries' ``parts`` beside them and those of "train"."""
         inputs, resize_filter = tuple(self.method.evaluation_inputs), self.config.data.test_filter
         columns = {role: self.columns(role, inputs, resize_filter) for role in ("query", "gallery")}
         if selection and self.dataset.truth is not None:
-            columns["query"] |= self.columns("query", ("parts",), resize_filter)
+            columns["query"] |= {"parts": self.table("query", "parts", resize_filter)}
+            if len(self.dataset.train):
+                columns["train"] = {"parts": self.table("train", "parts", resize_filter)}
         return columns
 
     def open_table(self, role: str, name: str, resize_filter: str) -> np.ndarray:

@@ -42,11 +42,45 @@ def test_masks_by_hand():
     person[0, 0] = True  # two of four cells
     person[1, 0, 0] = True  # one of four
     mask = np.array([[[1, 0], [1, 0]], [[0, 0], [0, 1]]])  # one of two right; the only one wrong
-    assert selection.score_map(mask, person, OPEN[:2]) == {
-        "precision": 33.33, "recall": 33.33, "selected": 37.5,
+    person_map = np.array([[0.1, 0.2], [0.9, 0.2]])
+    assert selection.score_map(mask, person, OPEN[:2], person_map) == {
+        "precision": 33.33, "recall": 33.33,
+        # three cells are chosen once each, so the first of them by row count: the left column of the first picture and the
+        # upper left cell of the second
+        "constant_precision": 66.67, "constant_recall": 66.67,
+        # the lower left and the upper right cell of the first picture, the lower left one of the second
+        "training_precision": 33.33, "training_recall": 33.33,
         # two of the first picture's cells hold 2 * 2 / 4 persons, one of the second's 1 * 1 / 4: 1.25 of 3
-        "random_precision": 41.67, "random_recall": 41.67, "person_cells": 37.5,
+        "random_precision": 41.67, "random_recall": 41.67,
+        # the upper right cell alone is person in one picture only, and chosen in none
+        "selected": 37.5, "place_auroc": 0.5, "person_cells": 37.5,
     }  # fmt: skip
+
+
+def test_scores_beside_maps_that_never_look():
+    """A map of places finds people that stand in the middle, and nothing place by place; what looks is the other way round."""
+    middle = np.array([[0.1, 0.9, 0.2]])
+    person = RNG.random((500, 1, 3)) < middle
+    places = np.broadcast_to(middle, person.shape)
+    looks = person - places + 0.01 * RNG.random(person.shape)  # the person above what the place says
+    got = {name: selection.score_map(values, person, np.zeros(person.shape), middle) for name, values in
+           (("places", places), ("looks", looks))}  # fmt: skip
+    assert got["places"]["place_auroc"] == 0.5 and got["looks"]["place_auroc"] == 1
+    by_places = round(selection.auroc(places, person), 4)
+    assert by_places == round(brute_force(places, person), 4) > 0.8
+    assert got["places"]["auroc"] == got["places"]["constant_auroc"] == got["places"]["training_auroc"] == by_places
+    assert got["looks"]["training_auroc"] == by_places
+    mean = np.broadcast_to(looks.mean(axis=0), person.shape)
+    assert got["looks"]["constant_auroc"] == round(brute_force(mean, person), 4) != by_places
+
+
+def test_as_many_cells_of_a_fixed_map():
+    fixed = np.array([[0.5, 0.5, 0.1], [0.9, 0.0, 0.7]])
+    got = selection.most_likely(fixed, np.array([0, 1, 3, 6]))
+    expected = np.zeros((4, 6), bool)
+    expected[1, 3] = expected[2, [3, 5, 0]] = True
+    expected[3] = True
+    assert np.array_equal(got, expected.reshape(4, 2, 3))
 
 
 def test_a_random_selection_is_what_it_says():
@@ -73,7 +107,8 @@ def test_pictures_that_are_all_person_or_none_and_empty_selections():
     both = selection.score_map(np.concatenate([every, none, none]), np.concatenate([every, none, every]), OPEN)
     assert both["precision"] == 100 and both["recall"] == 50 and both["selected"] == 33.33
     assert selection.score_map(RNG.random((1, 2, 2)), every, OPEN[:1]) == {
-        "auroc": None, "covered_auroc": None, "covered_correlation": None, "person_cells": 100.0,
+        "auroc": None, "place_auroc": None, "constant_auroc": None, "covered_auroc": None, "covered_correlation": None,
+        "person_cells": 100.0,
     }  # fmt: skip
 
 
@@ -126,9 +161,13 @@ def test_several_maps_are_numbered_from_one():
     maps = {"heads": RNG.random((70, 2, 4, 2)), "mask": RNG.random((70, 2, 2)) < 0.5}
     scores = selection.score_shown(maps, parts)
     assert list(scores) == ["heads 1", "heads 2", "mask"]
-    assert scores["heads 2"] == selection.score_map(
-        maps["heads"][:, 1], selection.person_cells(parts, (4, 2)), selection.covered_shares(parts, (4, 2))
-    )
+    person, covered = selection.person_cells(parts, (4, 2)), selection.covered_shares(parts, (4, 2))
+    assert scores["heads 2"] == selection.score_map(maps["heads"][:, 1], person, covered)
+    training = (RNG.random((40, 8, 4)) < 0.5).astype(np.uint8)
+    person_map = selection.person_cells(training, (4, 2)).mean(axis=0)
+    known = selection.score_shown(maps, parts, training)["heads 2"]
+    assert known == selection.score_map(maps["heads"][:, 1], person, covered, person_map)
+    assert known["training_auroc"] == round(brute_force(np.broadcast_to(person_map, person.shape), person), 4)
 
 
 class Stub:
@@ -172,8 +211,9 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     (tmp_path / "index.csv").write_text("\n".join([header, *lines]))
     dataset = Dataset("example", "example/std@1", gallery, query, gallery, truth=tmp_path)
     settings = ConfigDict({"batch_size": 2, "flip": False, "rerank": "", "expansion": ""})
+    training = (RNG.random((6, 4, 2)) < 0.4).astype(np.uint8)
     columns = {"query": {"camid": query.camids, "image": images[:5], "parts": parts},
-               "gallery": {"camid": gallery.camids, "image": images[5:]}}  # fmt: skip
+               "gallery": {"camid": gallery.camids, "image": images[5:]}, "train": {"parts": training}}  # fmt: skip
 
     def run(maps: bool = True, scored: bool = True):
         method = Stub(maps)
@@ -185,8 +225,8 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     red = jnp.asarray(images[:5, ..., 0]).astype(jnp.bfloat16).astype(jnp.float32)
     assert results["selection"] == {
         "number": selection.score_number(np.asarray(red.astype(jnp.bfloat16).mean(axis=(1, 2)), np.float32)),
-        "red": selection.score_map(np.asarray(red), person, covered),
-        "some": selection.score_map(np.asarray(red) > 100, person, covered),
+        "red": selection.score_map(np.asarray(red), person, covered, (training == 1).mean(axis=0)),
+        "some": selection.score_map(np.asarray(red) > 100, person, covered, (training == 1).mean(axis=0)),
     }
     assert results["selection"]["red"]["auroc"] == round(brute_force(np.asarray(red), person), 4)
     method, plain = run(scored=False)
