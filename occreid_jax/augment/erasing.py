@@ -1,4 +1,7 @@
-"""Random erasing of one box with per-pixel noise (Zhong et al. 2020; the "pixel" mode of timm that ReID recipes use)."""
+"""Random erasing of one box with per-pixel noise (Zhong et al. 2020; the "pixel" mode of timm that ReID recipes use).
+
+A key draws the same box everywhere, but other noise on an accelerator than on a CPU (`box_noise`).
+"""
 
 from __future__ import annotations
 
@@ -43,8 +46,25 @@ def erase_box(
     row, column = jnp.arange(height)[:, None] - top, jnp.arange(width)[None, :] - left
     inside = (row >= 0) & (row < box_height) & (column >= 0) & (column < box_width)
     inside &= found & jax.random.bernoulli(key_use, probability)
-    # Random numbers are the dearest part of the whole augmentation, so no more are drawn than the largest box has pixels
-    # (its sides are rounded: half a row and half a column more than its area).
-    count = int(height * width * shares[1]) + height + width
-    noise = jax.random.normal(key_noise, (count, channels))
-    return jnp.where(inside[..., None], noise[jnp.clip(row * box_width + column, 0, count - 1)], image), inside
+    noise = box_noise(key_noise, row * box_width + column, image.shape, shares[1])
+    return jnp.where(inside[..., None], noise, image), inside
+
+
+def box_noise(key: Array, place: Array, shape: tuple[int, int, int], largest: float) -> Array:
+    """N(0, 1) noise float32 [H, W, C], the ``shape``, of which only the pixels of one box are to be used.
+
+    ``place`` int32 [H, W] numbers the pixels of the box row by row, and means nothing elsewhere; ``largest`` is the greatest
+    share of the picture that a box takes. The platform that the program is lowered for decides, so the same key gives other
+    noise there: on CPUs random numbers are the dearest part of the whole augmentation, and no more are drawn than the largest
+    box has pixels; on accelerators they cost next to nothing, while handing them to their pixels is a gather of rows of three.
+    """
+    height, width, channels = shape
+    count = int(height * width * largest) + height + width  # a box's sides are rounded: half a row and half a column more
+
+    def handed_out(key: Array, place: Array) -> Array:
+        return jax.random.normal(key, (count, channels))[jnp.clip(place, 0, count - 1)]
+
+    def everywhere(key: Array, place: Array) -> Array:
+        return jax.random.normal(key, shape)
+
+    return jax.lax.platform_dependent(key, place, cpu=handed_out, default=everywhere)

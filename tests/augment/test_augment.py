@@ -1,10 +1,13 @@
 """Augmentation: what each function does to a picture, and that a picture's fate depends on its own key alone."""
 
+import re
+
 import chex
 import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
+import pytest
 
 from configs import common
 from occreid_jax import augment
@@ -20,6 +23,14 @@ def recipe(**changes):
 
 def picture(height=32, width=16):
     return np.random.default_rng(0).integers(1, 255, (height, width, 3)).astype(np.uint8)
+
+
+@pytest.fixture(params=["cpu", "accelerator"])
+def platform(request, monkeypatch):
+    """Runs a test with what CPUs do and with what is lowered for all other platforms."""
+    if request.param == "accelerator":
+        monkeypatch.setattr(jax.lax, "platform_dependent", lambda *args, cpu, default: default(*args))
+    return request.param
 
 
 def test_without_anything_only_normalises():
@@ -53,7 +64,7 @@ def test_crop_is_a_window_of_the_padded_picture():
     assert {row for row, _ in seen} == set(range(7)) and {column for _, column in seen} == set(range(7))
 
 
-def test_erasing_replaces_one_box_of_the_stated_size_by_noise():
+def test_erasing_replaces_one_box_of_the_stated_size_by_noise(platform):
     image = jnp.full((128, 64, 3), 7.0)
     areas, erased = [], 0
     run = jax.jit(lambda key: erasing.random_erasing(key, image, 0.5))
@@ -71,12 +82,22 @@ def test_erasing_replaces_one_box_of_the_stated_size_by_noise():
     assert 0.015 < min(areas) and max(areas) < 0.36 and 0.12 < np.mean(areas) < 0.22
 
 
-def test_erasing_noise_is_standard_normal():
+def test_erasing_noise_is_standard_normal(platform):
     image = jnp.zeros((128, 64, 3))
     values = np.concatenate([
         np.asarray(x)[np.asarray(x) != 0] for x in (erasing.random_erasing(jax.random.key(i), image, 1.0) for i in range(8))
     ])
     assert abs(values.mean()) < 0.03 and abs(values.std() - 1.0) < 0.03
+    assert len(np.unique(values)) > 0.99 * len(values)  # every pixel and channel has a number of its own
+
+
+def test_what_a_program_does_is_settled_by_the_platform_it_is_lowered_for():
+    """Counted in the programs for one batch of pictures, lowered here without an accelerator."""
+    batch = {"image": jax.ShapeDtypeStruct((4, 32, 16, 3), jnp.uint8)}
+    traced = jax.jit(augment.standard(recipe(pad=2), HALF, HALF)).trace(jax.random.key(0), batch)
+    programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu", "cuda")}
+    per_pixel = {name: len(re.findall(r"stablehlo.gather.*-> tensor<4x32x16x3xf32>", text)) for name, text in programs.items()}
+    assert per_pixel == {"cpu": 1, "tpu": 0, "cuda": 0}
 
 
 def test_colour_jitter_stays_in_range_and_is_off_at_zero():
