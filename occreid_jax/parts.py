@@ -7,15 +7,18 @@ that a person carries are background.
 
 from __future__ import annotations
 
+import functools
+import operator
+
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PARTS = ("background", "head", "left_arm", "right_arm", "torso", "left_leg", "right_leg", "left_foot", "right_foot")
 OCCLUDED = 16
 PART_BITS = 15
 
-_MIRROR = {2: 3, 3: 2, 5: 6, 6: 5, 7: 8, 8: 7}
+_LEFT = {2: 3, 5: 6, 7: 8}  # the left part -> its counterpart on the right, always the next number
+_MIRROR = _LEFT | {right: left for left, right in _LEFT.items()}
 FLIP_PARTS = np.array([value & ~PART_BITS | _MIRROR.get(value & PART_BITS, value & PART_BITS) for value in range(256)], np.uint8)
 """uint8 [256]: the label that a label becomes in a mirrored picture; the picture's columns must be reversed as well."""
 FLIP_PARTS.setflags(write=False)
@@ -23,7 +26,11 @@ FLIP_PARTS.setflags(write=False)
 
 def flip_parts(parts):
     """Labels uint8 [...] -> uint8 [...] with left and right exchanged (numpy or JAX array). Columns are not reversed here."""
-    return jnp.take(FLIP_PARTS, parts, axis=0) if isinstance(parts, jax.Array) else FLIP_PARTS[parts]
+    if not isinstance(parts, jax.Array):
+        return FLIP_PARTS[parts]
+    part = parts & PART_BITS  # no table here: on a TPU that would be a gather of single bytes
+    left, right = (functools.reduce(operator.or_, [part == value for value in side]) for side in (_LEFT, _LEFT.values()))
+    return parts + left.astype(parts.dtype) - right.astype(parts.dtype)
 
 
 def visible_person(parts):

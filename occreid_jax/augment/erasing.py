@@ -23,8 +23,8 @@ def draw_box(key: Array, height: int, width: int, shares: tuple[float, float] = 
     box_height = jnp.round(jnp.sqrt(area * aspect)).astype(jnp.int32)
     box_width = jnp.round(jnp.sqrt(area / aspect)).astype(jnp.int32)
     fits = (box_height < height) & (box_width < width)
-    first = jnp.argmax(fits)
-    box_height, box_width = box_height[first], box_width[first]
+    first = jnp.arange(ATTEMPTS) == jnp.argmax(fits)
+    box_height, box_width = (jnp.sum(jnp.where(first, side, 0)) for side in (box_height, box_width))
     # randint on a traced upper end: both ends included, as python's random.randint in the originals.
     top = jnp.floor(jax.random.uniform(key_top) * (height - box_height + 1)).astype(jnp.int32)
     left = jnp.floor(jax.random.uniform(key_left) * (width - box_width + 1)).astype(jnp.int32)

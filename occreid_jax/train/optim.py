@@ -37,7 +37,7 @@ def by_epoch(table: np.ndarray, epoch_ends: np.ndarray, accumulate: int) -> Call
     table, ends = np.asarray(table, np.float32), np.asarray(epoch_ends, np.int32)
 
     def rate(count: Array) -> Array:
-        epoch = jnp.searchsorted(ends, count * accumulate, side="right")
+        epoch = jnp.sum(ends <= count * accumulate)  # a search would be a loop of its own for every group of parameters
         return jnp.asarray(table)[jnp.minimum(epoch, len(table) - 1)]
 
     return rate

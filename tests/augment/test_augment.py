@@ -39,20 +39,22 @@ def test_without_anything_only_normalises():
     np.testing.assert_allclose(out["image"][0], image / 255.0 / 0.5 - 1.0, atol=1e-6)
 
 
-def test_flip_moves_the_parts_along():
-    image, parts = picture(), np.random.default_rng(1).integers(0, 9, (32, 16)).astype(np.uint8)
-    parts[:8] |= 16
+def test_flip_moves_the_parts_along(platform):
+    image, parts = picture(), np.arange(512).reshape(32, 16).astype(np.uint8)  # every label, twice
     flipped, moved = geometry.flip_pad_crop(jax.random.key(0), jnp.asarray(image), jnp.asarray(parts), 1.0, 0)
     np.testing.assert_array_equal(flipped, image[:, ::-1])
     np.testing.assert_array_equal(moved, FLIP_PARTS[parts[:, ::-1]])
 
 
-def test_crop_is_a_window_of_the_padded_picture():
-    image = picture()
+@pytest.mark.parametrize("scale", [1, np.float32(1 / 255)])  # whole numbers, and float32 after colour jitter
+def test_crop_is_a_window_of_the_padded_picture(platform, scale):
+    image = picture() * scale
+    assert image.dtype == (np.uint8 if scale == 1 else np.float32)
     padded = np.pad(image, ((3, 3), (3, 3), (0, 0)))
     seen = set()
+    crop = jax.jit(lambda key: geometry.flip_pad_crop(key, jnp.asarray(image), None, 0.0, 3)[0])
     for number in range(60):
-        out, _ = geometry.flip_pad_crop(jax.random.key(number), jnp.asarray(image), None, 0.0, 3)
+        out = crop(jax.random.key(number))
         places = [
             (row, column)
             for row in range(7)
@@ -98,6 +100,8 @@ def test_what_a_program_does_is_settled_by_the_platform_it_is_lowered_for():
     programs = {name: traced.lower(lowering_platforms=(name,)).as_text() for name in ("cpu", "tpu", "cuda")}
     per_pixel = {name: len(re.findall(r"stablehlo.gather.*-> tensor<4x32x16x3xf32>", text)) for name, text in programs.items()}
     assert per_pixel == {"cpu": 1, "tpu": 0, "cuda": 0}
+    slices = {name: len(re.findall(r"stablehlo.gather.*-> tensor<4x32x16x3xui8>", text)) for name, text in programs.items()}
+    assert slices == {"cpu": 1, "tpu": 0, "cuda": 0}
 
 
 def test_colour_jitter_stays_in_range_and_is_off_at_zero():
