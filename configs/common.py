@@ -9,15 +9,16 @@ from __future__ import annotations
 import ml_collections
 from ml_collections import config_dict
 
-# name -> picture size, and where the pictures lie below data.root. "identities" and "cameras" are the published numbers of
-# the training set; a run takes the numbers it finds, these serve checks that have no pictures.
+# name -> picture size, and where the pictures lie below data.root. "identities", "cameras" and "images" are the published numbers
+# of the training set (of "synthetic" those of the size demo, of "folder" made-up ones); a run takes the numbers it finds, these
+# serve checks and estimates that have no pictures.
 DATASETS = {
-    "synthetic": dict(image_size=(128, 64), identities=64, cameras=6),
-    "market1501": dict(image_size=(256, 128), identities=751, cameras=6),
-    "dukemtmc": dict(image_size=(256, 128), identities=702, cameras=8),
-    "occluded_duke": dict(image_size=(256, 128), identities=702, cameras=8),
-    "occluded_reid": dict(image_size=(256, 128), identities=751, cameras=6),  # trained on Market-1501
-    "folder": dict(image_size=(256, 128), identities=100, cameras=2),
+    "synthetic": dict(image_size=(128, 64), identities=64, cameras=6, images=1024),
+    "market1501": dict(image_size=(256, 128), identities=751, cameras=6, images=12936),
+    "dukemtmc": dict(image_size=(256, 128), identities=702, cameras=8, images=16522),
+    "occluded_duke": dict(image_size=(256, 128), identities=702, cameras=8, images=15618),
+    "occluded_reid": dict(image_size=(256, 128), identities=751, cameras=6, images=12936),  # trained on Market-1501
+    "folder": dict(image_size=(256, 128), identities=100, cameras=2, images=1000),
 }
 
 

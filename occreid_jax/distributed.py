@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -59,7 +59,12 @@ def devices(count: int = 0) -> Devices:
     found = jax.devices()
     if count > len(found):
         raise UserError(f"config.mesh.devices is {count} but this machine has {len(found)}; 0 takes all")
-    mesh = Mesh(np.array(found[: count or len(found)]), ("data",))
+    return over(found[: count or len(found)])
+
+
+def over(found: Sequence[jax.Device]) -> Devices:
+    """The mesh over the given devices; they need not be those of this machine, see `occreid_jax.programs.topologies`."""
+    mesh = Mesh(np.array(found), ("data",))
     return Devices(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data"))))
 
 

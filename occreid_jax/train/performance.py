@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from occreid_jax.chips import chip_of
 from occreid_jax.data import resident
 from occreid_jax.distributed import Devices, place
 from occreid_jax.evaluation.embed import make_embed
@@ -17,16 +18,6 @@ from occreid_jax.train.plan import StagePlan
 from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Method, Stage
 
-# Dense bfloat16 peak in FLOP/s by device kind, from the vendors' data sheets (without sparsity).
-PEAK_FLOPS = {
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5p": 459e12,
-    "TPU v6 lite": 918e12,
-}
 TRAIN_FACTOR = 3.0  # a backward pass costs twice the forward pass
 
 
@@ -36,9 +27,9 @@ def step_flops(stage: Stage) -> float:
 
 
 def peak_flops() -> float:
-    """Peak of one device, or 0 where it is not known (CPUs)."""
-    kind = jax.devices()[0].device_kind
-    return next((peak for name, peak in PEAK_FLOPS.items() if kind.startswith(name)), 0.0)
+    """Dense bfloat16 peak of one device in FLOP/s, or 0 where it is not known (CPUs)."""
+    chip = chip_of(jax.devices()[0].device_kind)
+    return chip.flops if chip else 0.0
 
 
 class Meter:

@@ -1,0 +1,181 @@
+"""One stage's training step, or embedding, compiled for the chips of a topology from shapes alone: nothing is allocated."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from occreid_jax import methods
+from occreid_jax.chips import GIB, chip_of
+from occreid_jax.data import occluders
+from occreid_jax.distributed import Devices
+from occreid_jax.errors import UserError
+from occreid_jax.evaluation.embed import make_embed
+from occreid_jax.nn import clip, vit
+from occreid_jax.train import state
+from occreid_jax.train.performance import step_flops
+from occreid_jax.train.plan import StagePlan
+from occreid_jax.train.rendered import RENDERED
+from occreid_jax.train.step import COLUMNS, StageStep
+from occreid_jax.types import Meta, Method, Stage
+from occreid_jax.weights.trees import flatten
+
+EMBED = "embed"  # the name of the program that is no stage
+CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
+Shape = jax.ShapeDtypeStruct
+
+
+class Program(NamedTuple):
+    """A compiled program and what must be known to judge it."""
+
+    name: str  # of the stage, or `EMBED`
+    executable: Any
+    text: str  # its optimised HLO
+    seconds: float  # to lower and compile
+    batch_size: int  # of all chips together
+    flops: float  # of one chip by the method's own formulas, 0: unknown
+    devices: Devices
+    trained: dict[str, tuple[int, ...]]  # shapes of the parameters that move, by path
+    tables: dict[str, tuple[int, ...]]  # shapes of what lies on every chip whole: pictures, occluders, features
+
+
+def open_method(config, images: int, identities: int, cameras: int) -> Method:
+    """The method of ``config`` for a training set of that size. Its dtype "auto" becomes bfloat16, in place: chips are meant."""
+    if config.dtype == "auto":
+        config.dtype = "bfloat16"
+    return methods.create(config, Meta(identities, cameras, tuple(config.data.image_size), images))
+
+
+@contextlib.contextmanager
+def shallow(depth: int) -> Iterator[None]:
+    """Inside, every transformer of the tables of sizes that has more blocks has ``depth`` of them (0: all as they are).
+
+    Compiling takes seconds in proportion to the blocks, and every kind of operation is there from the first.
+    """
+    sizes, networks = dict(vit.SIZES), dict(clip.VISUAL)
+
+    def cut(size: Any) -> Any:
+        return dataclasses.replace(size, depth=min(depth, size.depth)) if depth and isinstance(size, vit.Size) else size
+
+    try:
+        vit.SIZES.update({name: cut(size) for name, size in sizes.items()})
+        clip.VISUAL.update({name: both._replace(visual=cut(both.visual), text=cut(both.text)) for name, both in networks.items()})
+        yield
+    finally:
+        vit.SIZES.update(sizes)
+        clip.VISUAL.update(networks)
+
+
+def programs(method: Method, names: tuple[str, ...] = ()) -> tuple[str, ...]:
+    """Names of the programs of a method, or those of ``names``. Raises `UserError` for one that it has not."""
+    known = (*(stage.name for stage in method.stages()), EMBED)
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"this config has no stage '{unknown[0]}'; it has {', '.join(known)}")
+    return tuple(name for name in known if not names or name in names)
+
+
+def resident_tables(meta: Meta) -> dict[str, Shape]:
+    """Shapes of every table that a stage may ask for; ``label`` and ``camid`` among them."""
+    size, count = meta.image_size, meta.images
+    return {
+        "image": Shape((count, *size, 3), jnp.uint8),
+        "parts": Shape((count, *size), jnp.uint8),
+        "caption": Shape((count, *CAPTIONS), jnp.int32),
+        "camid": Shape((count,), jnp.int32),
+        "label": Shape((count,), jnp.int32),
+        "occluders": Shape((RENDERED, occluders.SIDE, occluders.SIDE, 4), jnp.uint8),
+        "occluder_sides": Shape((RENDERED, 2), jnp.int32),
+    }
+
+
+def per_chip(name: str, batch_size: int, devices: Devices) -> int:
+    """Pictures of one chip. Raises `UserError` if the batch does not divide."""
+    if batch_size % devices.count:
+        fitting = -(-batch_size // devices.count) * devices.count
+        told = f"a batch of {batch_size} does not divide over {devices.count} chips"
+        raise UserError(f"{name}: {told}; give --batch={fitting}, or another multiple of {devices.count}")
+    return batch_size // devices.count
+
+
+def with_batch(stage: Stage, batch_size: int) -> Stage:
+    """``stage`` with another batch size."""
+    block = stage.sampler.copy_and_resolve_references()
+    block.batch_size = batch_size
+    return dataclasses.replace(stage, sampler=block)
+
+
+def compile_stage(method: Method, config, stage: Stage, devices: Devices, options: Mapping[str, Any]) -> Program:
+    """The step of ``stage`` at its batch size. Epochs are counted as if every picture were seen once in each."""
+    batch_size, meta = stage.sampler.batch_size, method.meta
+    share = per_chip(f"stage '{stage.name}'", batch_size, devices)
+    ends = max(meta.images // batch_size, 1) * np.arange(1, stage.epochs + 1)
+    plan = StagePlan(0, stage, 0, ends, lambda epoch: np.zeros((1, batch_size), np.int32))
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    step = StageStep(method, plan, params, config.loop.accumulate)
+    current = jax.eval_shape(lambda p, e: state.create(p, e, 0), params, extra)
+    current = current.replace(opt_state=jax.eval_shape(step.init, params))
+    known = resident_tables(meta)
+    tables = {name: known[name] for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in known}
+    kept = tables | (extra.get("tables", {}) if isinstance(extra, Mapping) else {})
+    moved = {path: shape.shape for paths in step.paths for path, shape in state.select(params, paths).items()}
+    arguments = (current, tables, Shape((1, batch_size), jnp.int32))
+    executable, seconds = compiled(stage.name, step.jitted(devices), arguments, devices, options)
+    flops = step_flops(stage) * share
+    return Program(stage.name, executable, executable.as_text(), seconds, batch_size, flops, devices, moved, shapes(kept))
+
+
+def compile_embed(method: Method, devices: Devices, batch_size: int, options: Mapping[str, Any]) -> Program:
+    """Embedding of one batch of gallery pictures, from uint8 pixels to features on every chip."""
+    share = per_chip(EMBED, batch_size, devices)
+    params, extra = jax.eval_shape(method.init, jax.random.key(0))
+    known = resident_tables(method.meta)
+    batch = {name: Shape((batch_size, *known[name].shape[1:]), known[name].dtype) for name in method.evaluation_inputs}
+    batch |= {name: Shape((batch_size,), jnp.int32) for name in ("camid", "index")} | {"valid": Shape((batch_size,), bool)}
+    executable, seconds = compiled(EMBED, make_embed(method, devices, "gallery"), (params, extra, batch), devices, options)
+    flops = method.forward_flops() * share
+    return Program(EMBED, executable, executable.as_text(), seconds, batch_size, flops, devices, {}, {})
+
+
+def compiled(name: str, function, arguments: tuple, devices: Devices, options: Mapping[str, Any]) -> tuple[Any, float]:
+    """The executable of a jitted function, and the seconds that it took. Raises `UserError` if it does not fit into a chip."""
+    started = time.perf_counter()
+    lowered = function.lower(*arguments)
+    try:
+        executable = lowered.compile(dict(options) or None)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(too_large(name, str(error))) from error
+    seconds = time.perf_counter() - started
+    needed = needed_bytes(executable)
+    chip = chip_of(devices.mesh.devices.flat[0].device_kind)
+    if chip is not None and needed > chip.memory:
+        raise UserError(too_large(name, f"{needed / GIB:.1f}G of {chip.memory / GIB:.1f}G"))
+    return executable, seconds
+
+
+def too_large(name: str, told: str) -> str:
+    """One line about a program that does not fit, with the amounts in the compiler's words: "(18.64G) exceeds ... (15.75G)"."""
+    amounts = re.findall(r"\b([\d.]+)G\b", told)[:2]
+    needs = f"needs {' of '.join(amounts)} GiB of a chip" if len(amounts) == 2 else "needs more memory than a chip has"
+    return f"{name}: {needs}: smaller --batch, --config.method.remat=true where the method has it, or more chips"
+
+
+def needed_bytes(executable: Any) -> float:
+    """Bytes of one chip while a program runs: its peak where the compiler says it, else arguments, results and work space."""
+    memory = executable.memory_analysis()
+    whole = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    return getattr(memory, "peak_memory_in_bytes", 0) or whole
+
+
+def shapes(tree: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    """Shapes by name of the arrays of one dictionary."""
+    return {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
