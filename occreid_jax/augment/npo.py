@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.augment import appearance, geometry
-from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, twins
+from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, pick, twins
 
 Array = jax.Array
 
@@ -54,7 +54,8 @@ def natural_occlusion(
     """
     key_object, key_jitter, key_box, key_flip = jax.random.split(rng, 4)
     number = jax.random.randint(key_object, (), 0, len(pictures))
-    cutout, own = jnp.asarray(pictures)[number].astype(jnp.float32) / 255.0, jnp.asarray(sides)[number]
+    cutout, own = pick(pictures, sides, number)
+    cutout = cutout.astype(jnp.float32) / 255.0
     vertical = own[0] > aspect * own[1]
     colour = jnp.where(vertical, cutout[..., :3], appearance.colour_jitter(key_jitter, cutout[..., :3], *JITTER))
     opacity = cutout[..., 3:] if contour else jnp.ones_like(cutout[..., 3:])

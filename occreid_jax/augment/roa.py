@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from occreid_jax.augment import appearance, geometry
-from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, twins
+from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, pick, twins
 
 Array = jax.Array
 
@@ -62,7 +62,7 @@ def realistic_occlusion(
     number = jax.random.randint(key_object, (), 0, len(pictures))
     share = jax.random.uniform(key_area, minval=least_area, maxval=most_area)
     corner = jax.random.randint(key_corner, (), 0, 2 if balanced else 3)
-    cutout, own = jnp.asarray(pictures)[number], jnp.asarray(sides)[number]
+    cutout, own = pick(pictures, sides, number)
     if balanced:  # the one place that differs from the top left: bottom for a wide object, right for a tall one
         corner = jnp.where(corner == 1, jnp.where(own[0] > TALL * own[1], 2, 1), 0)
     if rectangles:

@@ -78,6 +78,15 @@ def test_pasting_equals_pillow_for_enlargement_and_reduction():
     chex.clear_trace_counter()
 
 
+def test_every_picture_takes_the_object_of_its_number():
+    library, sides = batch()["occluders"], batch()["occluder_sides"]
+    numbers = np.array([2, 0, 1, 0])
+    pictures, own = jax.vmap(paste.pick, in_axes=(None, None, 0))(library, sides, numbers)
+    np.testing.assert_array_equal(pictures, library[numbers])
+    np.testing.assert_array_equal(own, sides[numbers])
+    assert pictures.dtype == jnp.uint8
+
+
 def test_flipping_twice_is_nothing():
     image, cutout = jnp.zeros((64, 32, 3)), cutouts(1)[0]
     run = jax.jit(paste.paste)
