@@ -21,8 +21,6 @@ PICTURES = flags.DEFINE_integer("pictures", 1024, "pictures in the made-up table
 JSON = flags.DEFINE_string("json", None, "also write the figures to this file")
 flags.mark_flag_as_required("config")
 
-OCCLUDERS = 512  # in the made-up library
-
 
 def main() -> None:
     import dataclasses
@@ -36,7 +34,7 @@ def main() -> None:
     from occreid_jax import distributed, methods
     from occreid_jax.errors import UserError
     from occreid_jax.files import write_json
-    from occreid_jax.train.performance import measure_embed, measure_train, peak_flops
+    from occreid_jax.train.performance import made_up, measure_embed, measure_train, peak_flops
     from occreid_jax.types import Meta
 
     distributed.initialise()
@@ -70,24 +68,6 @@ def main() -> None:
         print(f"embed  {described(row)}", flush=True)
     if JSON.value:
         write_json(Path(JSON.value), figures)
-
-
-def made_up(meta) -> dict:
-    """Tables of random pictures and labels, as a stage may ask for them: name -> array [PICTURES, ...]."""
-    import numpy as np
-
-    from occreid_jax.data import occluders
-
-    rng, (height, width) = np.random.default_rng(0), meta.image_size
-    return {
-        "image": rng.integers(0, 256, (meta.images, height, width, 3), np.uint8),
-        "parts": rng.integers(0, 9, (meta.images, height, width), np.uint8),
-        "caption": rng.integers(1, 100, (meta.images, 4, 32), np.int32),
-        "camid": rng.integers(0, meta.cameras, meta.images).astype(np.int32),
-        "label": np.sort(rng.integers(0, meta.identities, meta.images)).astype(np.int32),
-        "occluders": rng.integers(0, 256, (OCCLUDERS, occluders.SIDE, occluders.SIDE, 4), np.uint8),
-        "occluder_sides": rng.integers(16, 256, (OCCLUDERS, 2)).astype(np.int32),
-    }
 
 
 def described(row: dict) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import importlib
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -68,6 +69,16 @@ NUMBERS = (
 
 # Settings of methods that older runs know by another name: (method, old key) -> key
 RENAMED = {("clip_reid", "network"): "backbone"}
+
+
+def shipped(text: str) -> ConfigDict:
+    """The config that ``configs/<name>.py`` of this checkout gives for "name:arguments", locked. `UserError` outside of one."""
+    name, _, arguments = text.partition(":")
+    try:
+        module = importlib.import_module(f"configs.{name}")
+    except ModuleNotFoundError as error:
+        raise UserError("this needs the configs of a checkout; run it inside one") from error
+    return module.get_config(arguments).lock()
 
 
 def validate(config: ConfigDict) -> None:

@@ -26,6 +26,7 @@ ALLOWED = {
     "train": {"data", "evaluation", "weights", "methods", "synthetic"},
     "report": {"evaluation", "data", "train"},
     "programs": {"data", "evaluation", "methods", "nn", "train", "weights"},
+    "acceptance": {"train", "methods"},
     "numerics": {"augment", "banks", "losses", "nn", "weights", "evaluation", "train", "methods", "data"},
 }
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -5,13 +5,12 @@ A setting that a method gets later has its default here too, and a recipe that l
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from occreid_jax.errors import UserError
+from occreid_jax.config import shipped
 
 
 def reproduction(config: str, changes: Mapping[str, Any]) -> ConfigDict:
@@ -19,13 +18,7 @@ def reproduction(config: str, changes: Mapping[str, Any]) -> ConfigDict:
 
     A key that the config does not have, or a value of another type, is a fault of the caller and raises KeyError or TypeError.
     """
-    name, _, arguments = config.partition(":")
-    try:
-        module = importlib.import_module(f"configs.{name}")
-    except ModuleNotFoundError as error:
-        raise UserError("reference files are reproduced with the configs of a checkout; run this inside one") from error
-    settings = module.get_config(arguments)
-    settings.lock()
+    settings = shipped(config)
     settings.dtype = "float32"
     settings.method.update_from_flattened_dict(dict(changes))
     return settings

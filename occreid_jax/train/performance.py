@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.chips import chip_of
-from occreid_jax.data import resident
+from occreid_jax.data import occluders, resident
 from occreid_jax.distributed import Devices, place
 from occreid_jax.evaluation.embed import make_embed
 from occreid_jax.train import state
 from occreid_jax.train.plan import StagePlan
 from occreid_jax.train.step import COLUMNS, StageStep
-from occreid_jax.types import Method, Stage
+from occreid_jax.types import Meta, Method, Stage
+from occreid_jax.vectors import unit_vectors
 
+OCCLUDERS = 512  # in a made-up library
 TRAIN_FACTOR = 3.0  # a backward pass costs twice the forward pass
 
 
@@ -87,30 +90,62 @@ def figures(
         "median_seconds": float(np.median(seconds)),
         "p95_seconds": float(np.percentile(seconds, 95)),
         "images_per_second": rate,
+        "flops_per_image": flops_per_image,
         "utilisation": rate * flops_per_image / peak if peak else 0.0,
         "work_gigabytes": memory.temp_size_in_bytes / 1e9 if memory is not None else None,
     }
 
 
-def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], devices: Devices, steps: int) -> dict:
-    """Times the jitted training step of ``stage`` on resident ``tables`` (made-up or real), and its augmentation by itself.
+class Prepared(NamedTuple):
+    """A training step that is compiled and has everything on the device."""
 
-    ``tables`` hold a column for each of the stage's inputs, ``camid`` and ``label``, and what the stage shares. The share of
-    augmentation is its time over the step's; both run in turn, so that a machine whose speed drifts does not spoil the ratio.
-    """
-    batch_size = stage.sampler.batch_size
-    rows = np.random.default_rng(0).integers(0, len(tables["label"]), (1, batch_size)).astype(np.int32)
-    rows[0] = np.sort(rows[0])  # groups of one identity stand together, as the samplers make them
+    executable: Any  # (state, tables, rows) -> (state, metrics); gives the state's buffers away
+    state: state.TrainState
+    tables: dict[str, jax.Array]
+    rows: jax.Array  # int32 [1, B]
+    step: StageStep
+    compile_seconds: float
+
+
+def prepare_step(method: Method, stage: Stage, tables: dict[str, np.ndarray], devices: Devices) -> Prepared:
+    """The jitted training step of ``stage`` from initial parameters on resident ``tables``, as `made_up` gives them or real."""
+    rng = np.random.default_rng(0)
+    # Pictures of one identity stand together, as the samplers put them.
+    rows = np.sort(rng.integers(0, len(tables["label"]), (1, stage.sampler.batch_size))).astype(np.int32)
     plan = StagePlan(0, stage, 0, np.array([10**6]), lambda epoch: rows)
-    placed = resident.device_tables({name: tables[name] for name in (*stage.inputs, *COLUMNS, *stage.shared)}, devices.replicated)
-    rows = place(rows, devices.steps)
+    names = [name for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in tables]
+    placed = resident.device_tables({name: tables[name] for name in names}, devices.replicated)
+    placed_rows = place(rows, devices.steps)
     params, extra = jax.jit(method.init)(jax.random.key(0))
+    extra = filled(extra)
     step = StageStep(method, plan, params)
     current = place(state.create(params, extra, 0), devices.replicated)
     current = current.replace(opt_state=place(step.init(current.params), devices.replicated))
     started = time.perf_counter()
-    executable = step.jitted(devices).lower(current, placed, rows).compile()
-    compile_seconds = time.perf_counter() - started
+    executable = step.jitted(devices).lower(current, placed, placed_rows).compile()
+    return Prepared(executable, current, placed, placed_rows, step, time.perf_counter() - started)
+
+
+def filled(extra: Any) -> Any:
+    """What only a pass over pictures fills (memory banks, prototypes, cached features) and is still zero, as random unit vectors:
+    so every loss has something to compare."""
+
+    def one(number: int, leaf: jax.Array) -> jax.Array:
+        if leaf.ndim < 2 or not jnp.issubdtype(leaf.dtype, jnp.floating) or leaf.any():
+            return leaf
+        return unit_vectors(jax.random.normal(jax.random.key(number), leaf.shape, leaf.dtype))
+
+    leaves, structure = jax.tree.flatten(extra)
+    return structure.unflatten([one(number, leaf) for number, leaf in enumerate(leaves)])
+
+
+def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], devices: Devices, steps: int) -> dict:
+    """Times the training step of `prepare_step`, and its augmentation by itself.
+
+    The share of augmentation is its time over the step's; both run in turn, so that a machine whose speed drifts does not spoil
+    the ratio.
+    """
+    executable, current, placed, rows, step, compile_seconds = prepare_step(method, stage, tables, devices)
     batch = jax.jit(step.load)(current, placed, rows[0])
     augment = jax.jit(stage.augment).lower(current.rng, batch).compile()
     whole, alone = [], []
@@ -123,11 +158,26 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
         if number >= 2:
             whole.append(between - started)
             alone.append(time.perf_counter() - between)
+    batch_size = stage.sampler.batch_size
     row = figures(np.array(whole), batch_size, compile_seconds, step_flops(stage), devices.count, executable)
     augmentation = float(np.median(alone))
     return row | {
         "augmented_per_second": batch_size / augmentation,
         "augmentation_share": augmentation / float(np.median(whole)),
+    }
+
+
+def made_up(meta: Meta) -> dict[str, np.ndarray]:
+    """Tables of ``meta.images`` random pictures, as any stage may ask for them, and a library of occluders: by name."""
+    rng, (height, width) = np.random.default_rng(0), meta.image_size
+    return {
+        "image": rng.integers(0, 256, (meta.images, height, width, 3), np.uint8),
+        "parts": rng.integers(0, 9, (meta.images, height, width), np.uint8),
+        "caption": rng.integers(1, 100, (meta.images, 4, 32), np.int32),
+        "camid": rng.integers(0, meta.cameras, meta.images).astype(np.int32),
+        "label": np.sort(rng.integers(0, meta.identities, meta.images)).astype(np.int32),
+        "occluders": rng.integers(0, 256, (OCCLUDERS, occluders.SIDE, occluders.SIDE, 4), np.uint8),
+        "occluder_sides": rng.integers(16, 256, (OCCLUDERS, 2)).astype(np.int32),
     }
 
 
