@@ -193,10 +193,10 @@ def small_optimizer(pretrained: bool, warmup_epochs: int = 2) -> dict:
 
 
 def change(config: ml_collections.ConfigDict, changes: dict, stages: tuple[str, ...] = ("main",)) -> None:
-    """Applies a row of an ablation table, in place: ``erasing`` and ``occlusion.*`` belong to the augmentation of the named
-    stages, everything else (dotted) to ``config.method``."""
+    """Applies a row of an ablation table, in place: ``erasing``, ``jitter`` and ``occlusion.*`` belong to the augmentation of the
+    named stages, everything else (dotted) to ``config.method``."""
     for key, value in changes.items():
-        if key == "erasing" or key.startswith("occlusion."):
+        if key in ("erasing", "jitter") or key.startswith("occlusion."):
             for name in stages:
                 config.stages[name].augment.update_from_flattened_dict({key: value})
         else:

@@ -90,7 +90,8 @@ FINETUNE_RN50 = stage("finetune", 120, GROUPS_OF_4, PICTURES, optimizer=CLIP_RN5
 FED = ENCODER | HALF | {
     "camera": False, "parts": 4, "local": True, "clean": True, "oem": True, "fdm": True, "global_neck": False, "necks": "shared",
     "global_token": "cls", "scramble": False, "shared_bank": False, "neighbours": 8, "attention_heads": 8,
-    "attention_scale": None, "ffn": "geglu", "memory_unit": True, "bank_rule": "sequential", "bank_keep": 0.2, "bank_unit": False,
+    "attention_scale": None, "attention_width": "stripe", "ffn": "geglu", "memory_unit": True,
+    "bank_rule": "sequential", "bank_keep": 0.2, "bank_unit": False,
     "bank_first": "pooled", "bank_second": "copy", "temperature": 0.05, "floor": 1e-6, "score_weights": [1.0, 1.0],
     "erased_weight": 1.0, "diffused_weight": 1.0, "global_weight": 1.0, "erased_contrast": [1.0, 0.3],
     "diffused_contrast": [0.5, 0.5], "triplet_weight": 0.0, "margin": None, "label_smoothing": 0.0, "test_feature": "erased",
@@ -232,6 +233,19 @@ for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
 RECIPES |= {
     "fed:dataset=occluded_duke,preset=official": (
         FED | {"global_token": "first_patch", "scramble": True, "shared_bank": True}, FED_STAGE
+    ),
+    "fed:dataset=occluded_duke,preset=paper": (
+        FED | {
+            "bank_first": "erased", "bank_second": "diffused", "bank_rule": "mean", "floor": 0.0, "necks": "none",
+            "score_weights": [0.5, 0.5], "erased_contrast": [0.5, 0.5], "ffn": "postln_residual", "attention_width": "feature",
+        },
+        stage("main", 120, GROUPS_OF_4, NPO | {
+            "augment.occlusion.stripe_rule": "coverage", "augment.occlusion.aspect": 3.0, "augment.jitter": [0.0, 0.0, 0.0, 0.0],
+        }, optimizer=SGD),
+    ),
+    "fed:dataset=dukemtmc,row=all_erasing": (
+        FED | {"score_weights": [0.0, 0.0]},
+        stage("main", 120, GROUPS_OF_4, NPO | {"augment.occlusion.kind": "erasing", "augment.erasing": 0.5}, optimizer=SGD),
     ),
     "dpeformer:dataset=occluded_duke,preset=fixed": (
         DPEFORMER_FIXED, stage("main", 120, GROUPS_OF_4, BALANCED, optimizer=SGD)

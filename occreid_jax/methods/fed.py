@@ -38,6 +38,7 @@ CHOICES = {
     "global_token": ("cls", "first_patch"),
     "global_feature": SIDES,
     "necks": ("shared", "separate", "none"),
+    "attention_width": ("stripe", "feature"),
     "bank_rule": RULES,
     "bank_first": ("pooled", "erased"),
     "bank_second": ("copy", "diffused"),
@@ -102,7 +103,8 @@ class FED(MethodBase):
             wide = f"the width {settings.parts} x {width} of the features"
             raise UserError(f"config.method.attention_heads={settings.attention_heads} does not divide {wide}")
         self.neighbours = min(settings.neighbours, meta.identities - 1)
-        scale = (width / settings.attention_heads) ** -0.5 if settings.attention_scale is None else settings.attention_scale
+        wide = width * (settings.parts if settings.attention_width == "feature" else 1)
+        scale = (wide / settings.attention_heads) ** -0.5 if settings.attention_scale is None else settings.attention_scale
         self.oem, self.necks, self.neck = OcclusionErasing(), PartNecks(), BatchNorm()
         self.fdm = FeatureDiffusion(settings.attention_heads, scale, settings.scramble, settings.ffn, self.dtype)
         self.head = classifier(meta.identities)

@@ -107,6 +107,7 @@ SWITCHES = {
     "no floor": ({"floor": 0.0}, lambda a, x, b, y: a < b < a + 1e-2),
     "high floor": ({"floor": 1.0}, lambda a, x, b, y: (both(y, "contrast_erased") < 0).all()),
     "one neighbour": ({"neighbours": 1}, only(*DIFFUSED)),
+    "the paper's scale": ({"attention_width": "feature"}, only(*DIFFUSED)),
     "another scale": ({"attention_scale": 4.0}, only(*DIFFUSED)),
     "fewer heads": ({"attention_heads": 2}, only(*DIFFUSED)),
     "scrambled heads": ({"scramble": True}, only(*DIFFUSED)),
@@ -187,7 +188,7 @@ def test_first_step(preset):
     still = {path for path, x in flatten(slopes).items() if not np.asarray(x).any()}
     assert not still, still
     frozen = set(flatten(params)) - set(trainable_paths(params, method.stages()[0].updates[0]))
-    assert frozen == {f"necks/neck_{part}/bias" for part in range(4)}
+    assert frozen == {f"necks/neck_{part}/bias" for part in range(4) if preset != "paper"}  # the paper has no necks
 
 
 # Banks --------------------------------------------------------------------------------------------------------------------
@@ -424,6 +425,10 @@ def test_presets_and_datasets():
     changes = {"global_token": "first_patch", "scramble": True, "shared_bank": True}
     assert changes == OFFICIAL and all(official.method[key] == value for key, value in changes.items())
     assert all(fed.get_config().method[key] != value for key, value in OFFICIAL.items())
+    paper = fed.get_config("dataset=dukemtmc,preset=paper")  # no losses of the scores there, whatever the preset
+    assert paper.method.score_weights == (0.0, 0.0) and fed.get_config("preset=paper").method.score_weights == (10.0, 10.0)
+    method = methods.create(fed.get_config("dataset=occluded_duke,preset=paper"), Meta(702, 8, (256, 128), 100))
+    np.testing.assert_allclose(method.fdm.scale, 384**-0.5)
     assert fed.get_config("dataset=dukemtmc").method.score_weights == (0.0, 0.0)
     assert fed.get_config("dataset=market1501").method.score_weights == (1.0, 1.0)
     small = fed.get_config()
@@ -443,6 +448,6 @@ def test_settings_that_cannot_work():
     ):
         with pytest.raises(UserError, match=words):
             create(**settings).stages()
-    for argument, words in (("row=best", "unknown row 'best'"), ("preset=paper", "unknown preset 'paper'")):
+    for argument, words in (("row=best", "unknown row 'best'"), ("preset=text", "unknown preset 'text'")):
         with pytest.raises(ValueError, match=words):
             fed.get_config(argument)
