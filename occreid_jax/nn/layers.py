@@ -150,8 +150,8 @@ class Attention(nn.Module):
         scale = (width // self.heads) ** -0.5 if self.scale is None else self.scale
         initial = trunc_normal(self.deviations.qkv)
         qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=initial, name="qkv")(x)
-        qkv = qkv.reshape(batch, tokens, 3, self.heads, width // self.heads)
-        query, key, value = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        # Cut before heads get an axis: a TPU cuts whole lanes, where [B, T, 3, heads, width] has to be laid out anew.
+        query, key, value = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
         if train and self.dropout:  # the library's attention has no dropout
             logits = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
