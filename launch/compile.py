@@ -36,7 +36,6 @@ def main() -> None:
     import jax
 
     jax.config.update("jax_platforms", "cpu")  # shapes are worked out here, whatever this machine has
-    jax.config.update("jax_enable_compilation_cache", False)  # programs for other machines cannot be loaded again
 
     from pathlib import Path
 

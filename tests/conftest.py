@@ -28,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # configs
 
 
 # Files whose slow tests share nothing: each may run on its own, so that no process waits for the other at the end.
-LOOSE = ("test_numerics.py", "test_full_size.py")
+LOOSE = ("test_numerics.py", "test_full_size.py", "test_tpu_programs.py")
 SLOW_LIMIT = 1200  # seconds for one slow test, on cores that do other work too
 
 

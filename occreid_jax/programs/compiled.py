@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from occreid_jax import methods
 from occreid_jax.chips import GIB, chip_of
@@ -33,18 +34,26 @@ CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
 Shape = jax.ShapeDtypeStruct
 
 
+class Facts(NamedTuple):
+    """What must be known of a program to judge it. Shapes are by path or name."""
+
+    batch_size: int  # of all chips together
+    image_size: tuple[int, int]  # height, width
+    trained: dict[str, tuple[int, ...]]  # the parameters that move
+    statistics: dict[str, tuple[int, ...]]  # of batch normalisation
+    tables: dict[str, tuple[int, ...]]  # what lies on every chip whole: pictures, occluders, features
+
+
 class Program(NamedTuple):
-    """A compiled program and what must be known to judge it."""
+    """A compiled program."""
 
     name: str  # of the stage, or `EMBED`
     executable: Any
     text: str  # its optimised HLO
     seconds: float  # to lower and compile
-    batch_size: int  # of all chips together
     flops: float  # of one chip by the method's own formulas, 0: unknown
     devices: Devices
-    trained: dict[str, tuple[int, ...]]  # shapes of the parameters that move, by path
-    tables: dict[str, tuple[int, ...]]  # shapes of what lies on every chip whole: pictures, occluders, features
+    facts: Facts
 
 
 def open_method(config, images: int, identities: int, cameras: int) -> Method:
@@ -112,10 +121,12 @@ def with_batch(stage: Stage, batch_size: int) -> Stage:
     return dataclasses.replace(stage, sampler=block)
 
 
-def compile_stage(method: Method, config, stage: Stage, devices: Devices, options: Mapping[str, Any]) -> Program:
-    """The step of ``stage`` at its batch size. Epochs are counted as if every picture were seen once in each."""
+def stage_shapes(method: Method, config, stage: Stage) -> tuple[StageStep, tuple, Facts]:
+    """The step of ``stage`` at its batch size, the shapes of its arguments, and what a judge of its program must know.
+
+    Epochs are counted as if every picture were seen once in each.
+    """
     batch_size, meta = stage.sampler.batch_size, method.meta
-    share = per_chip(f"stage '{stage.name}'", batch_size, devices)
     ends = max(meta.images // batch_size, 1) * np.arange(1, stage.epochs + 1)
     plan = StagePlan(0, stage, 0, ends, lambda epoch: np.zeros((1, batch_size), np.int32))
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
@@ -125,11 +136,18 @@ def compile_stage(method: Method, config, stage: Stage, devices: Devices, option
     known = resident_tables(meta)
     tables = {name: known[name] for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in known}
     kept = tables | (extra.get("tables", {}) if isinstance(extra, Mapping) else {})
-    moved = {path: shape.shape for paths in step.paths for path, shape in state.select(params, paths).items()}
-    arguments = (current, tables, Shape((1, batch_size), jnp.int32))
+    moved = {path: shape for paths in step.paths for path, shape in state.select(params, paths).items()}
+    statistics = extra.get("batch_stats", {}) if isinstance(extra, Mapping) else {}
+    facts = Facts(batch_size, meta.image_size, shapes(moved), shapes(statistics), shapes(kept))
+    return step, (current, tables, Shape((1, batch_size), jnp.int32)), facts
+
+
+def compile_stage(method: Method, config, stage: Stage, devices: Devices, options: Mapping[str, Any]) -> Program:
+    """The training step of ``stage`` at its batch size."""
+    share = per_chip(f"stage '{stage.name}'", stage.sampler.batch_size, devices)
+    step, arguments, facts = stage_shapes(method, config, stage)
     executable, seconds = compiled(stage.name, step.jitted(devices), arguments, devices, options)
-    flops = step_flops(stage) * share
-    return Program(stage.name, executable, executable.as_text(), seconds, batch_size, flops, devices, moved, shapes(kept))
+    return Program(stage.name, executable, executable.as_text(), seconds, step_flops(stage) * share, devices, facts)
 
 
 def compile_embed(method: Method, devices: Devices, batch_size: int, options: Mapping[str, Any]) -> Program:
@@ -140,8 +158,24 @@ def compile_embed(method: Method, devices: Devices, batch_size: int, options: Ma
     batch = {name: Shape((batch_size, *known[name].shape[1:]), known[name].dtype) for name in method.evaluation_inputs}
     batch |= {name: Shape((batch_size,), jnp.int32) for name in ("camid", "index")} | {"valid": Shape((batch_size,), bool)}
     executable, seconds = compiled(EMBED, make_embed(method, devices, "gallery"), (params, extra, batch), devices, options)
-    flops = method.forward_flops() * share
-    return Program(EMBED, executable, executable.as_text(), seconds, batch_size, flops, devices, {}, {})
+    facts = Facts(batch_size, method.meta.image_size, {}, {}, {})
+    return Program(EMBED, executable, executable.as_text(), seconds, method.forward_flops() * share, devices, facts)
+
+
+@contextlib.contextmanager
+def whole_compiler() -> Iterator[None]:
+    """Inside, nothing of the compiler is left out, and the compile cache is off: programs for absent chips cannot be loaded."""
+    names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache")
+    before = [getattr(jax.config, name) for name in names]
+    try:
+        for name in names:
+            jax.config.update(name, False)
+        compilation_cache.reset_cache()
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
 
 
 def compiled(name: str, function, arguments: tuple, devices: Devices, options: Mapping[str, Any]) -> tuple[Any, float]:
@@ -149,7 +183,8 @@ def compiled(name: str, function, arguments: tuple, devices: Devices, options: M
     started = time.perf_counter()
     lowered = function.lower(*arguments)
     try:
-        executable = lowered.compile(dict(options) or None)
+        with whole_compiler():
+            executable = lowered.compile(dict(options) or None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

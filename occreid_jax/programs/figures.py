@@ -50,7 +50,7 @@ def figures(program: Program, text: Text) -> dict[str, Any]:
         "program": program.name,
         "chips": devices.size,
         "device": devices.flat[0].device_kind,
-        "batch_size": program.batch_size,
+        "batch_size": program.facts.batch_size,
         "compile_seconds": program.seconds,
         "memory": memory_figures(program, chip),
         "flops": {
@@ -96,7 +96,7 @@ def estimate(program: Program, text: Text, chip: Chip, ring_seconds: float) -> d
         "compute_seconds": seconds,
         "ring_seconds": ring_seconds,
         "step_seconds": step,
-        "images_per_second": program.batch_size / step,
+        "images_per_second": program.facts.batch_size / step,
         "utilisation": program.flops / step / chip.flops,
         "without_estimate": without_estimate(text),
         "dearest": [described(each) | {"seconds": each.cycles / chip.clock} for each in dearest],

@@ -30,8 +30,7 @@ class Array(NamedTuple):
     @property
     def nbytes(self) -> float:
         """Without the padding of a layout in tiles."""
-        bits = BITS[self.dtype] if self.dtype in BITS else int(re.search(r"\d+", self.dtype)[0])
-        return self.size * bits / 8
+        return self.size * bits(self.dtype) / 8
 
     def __str__(self) -> str:
         return f"{self.dtype}[{','.join(map(str, self.sides))}]"
@@ -131,6 +130,11 @@ class Text:
                 yield each
 
 
+def bits(dtype: str) -> int:
+    """Bits of one number."""
+    return BITS[dtype] if dtype in BITS else int(re.search(r"\d+", dtype)[0])
+
+
 def arrays(shape: str) -> tuple[Array, ...]:
     """The arrays in a piece of text."""
     return tuple(Array(dtype, tuple(int(x) for x in sides.split(",") if x)) for dtype, sides in ARRAY.findall(shape))
@@ -153,7 +157,7 @@ def collective_results(instruction: Instruction) -> tuple[Array, ...]:
 
 
 def product_flops(text: Text, instruction: Instruction) -> tuple[float, str] | None:
-    """Floating-point operations of a matrix product or convolution, and the type of its operands; None for anything else."""
+    """Floating-point operations of a matrix product or convolution, and the wider type of its operands; None for the rest."""
     library = instruction.kind == "custom-call" and "__cublas" in instruction.rest
     if not library and instruction.kind not in ("dot", "convolution"):
         return None
@@ -162,10 +166,15 @@ def product_flops(text: Text, instruction: Instruction) -> tuple[float, str] | N
         return None
     out, (left, right) = instruction.arrays[0], read[:2]
     if instruction.kind == "convolution":
-        return 2.0 * out.size * convolution_depth(instruction.rest, right), left.dtype
+        return 2.0 * out.size * convolution_depth(instruction.rest, right), wider(left, right)
     pattern = r'lhs_contracting_dimensions":\[([^\]]*)' if library else r"lhs_contracting_dims=\{([\d,]*)\}"
     axes = [int(x) for x in re.findall(r"\d+", re.search(pattern, instruction.rest)[1])]
-    return 2.0 * out.size * math.prod(left.sides[axis] for axis in axes), left.dtype
+    return 2.0 * out.size * math.prod(left.sides[axis] for axis in axes), wider(left, right)
+
+
+def wider(left: Array, right: Array) -> str:
+    """The type of a product's operands; where one of them is of whole numbers or truth values, that of the other."""
+    return max((left.dtype, right.dtype), key=lambda dtype: (dtype.startswith(("f", "bf")), bits(dtype)))
 
 
 def operand_arrays(text: Text, instruction: Instruction) -> tuple[Array, ...]:

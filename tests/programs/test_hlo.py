@@ -7,7 +7,7 @@ import pytest
 
 from occreid_jax.chips import CHIPS, chip_of
 from occreid_jax.programs import figures, hlo
-from occreid_jax.programs.compiled import Program
+from occreid_jax.programs.compiled import Facts, Program
 
 # A short program in the words of the TPU compiler, with one instruction of every kind that is read.
 TEXT = (Path(__file__).parent / "canned.hlo").read_text()
@@ -120,7 +120,7 @@ def program(name: str = "main") -> Program:
     chip = types.SimpleNamespace(device_kind="TPU v5 lite")
     chips = types.SimpleNamespace(size=4, flat=[chip])
     devices = types.SimpleNamespace(mesh=types.SimpleNamespace(devices=chips))
-    return Program(name, executable, TEXT, 3.0, 64, 8e8, devices, {}, {})
+    return Program(name, executable, TEXT, 3.0, 8e8, devices, Facts(64, (8, 4), {}, {}, {}))
 
 
 def test_figures_of_a_program(text):

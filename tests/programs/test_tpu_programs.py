@@ -1,0 +1,49 @@
+"""Training steps of every method, compiled for four TPU chips that are not there, keep the rules of `programs.checks`.
+
+Encoders are narrow and of two blocks, pictures of the published size: every kind of operation is in the program. Neither the batch
+nor the number of pictures is a side of any parameter, so that the rules can tell them apart.
+"""
+
+import importlib
+import importlib.util
+
+import pytest
+
+from configs import common
+from occreid_jax import methods
+from occreid_jax.programs import checks, compiled, hlo, topologies
+
+REASON = "libtpu, the compiler of TPUs, is not installed: pip install -e '.[tpu]'"
+ARGUMENTS = {"dpm_pp": "dataset=market1501,backbone=clip_micro", "clip_pretraining": "", "colour_histogram": ""}
+OPEN = {("dpm_pp", "selection"), ("dpm_pp", "metric"), ("fed", "main")}  # not held to the rules yet
+IMAGE_SIZE, IMAGES, BATCH = (256, 128), 12936, 40
+USUAL = "dataset=occluded_duke,backbone=micro"
+
+
+def opened(name: str):
+    """The config of a method with a narrow encoder."""
+    config = importlib.import_module(f"configs.{name}").get_config(ARGUMENTS.get(name, USUAL))
+    if name == "clip_pretraining":  # takes no argument: it is for rendered pictures alone
+        config.method.backbone = "micro"
+    config.data.image_size = IMAGE_SIZE
+    for stage in config.stages.values():
+        stage.sampler.batch_size = BATCH
+    return config
+
+
+CASES = [(name, stage) for name in sorted(methods.NAMES) for stage in opened(name).stages if (name, stage) not in OPEN]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=REASON)
+@pytest.mark.parametrize(("name", "stage"), CASES, ids=["-".join(case) for case in CASES])
+def test_a_step_on_four_chips(name, stage):
+    config, devices = opened(name), topologies.open_topology("v5e:2x2")
+    preset = common.DATASETS[config.data.name]
+    method = compiled.open_method(config, IMAGES, preset["identities"], preset["cameras"])
+    (chosen,) = (each for each in method.stages() if each.name == stage)
+    program = compiled.compile_stage(method, config, chosen, devices, {})
+    text = hlo.Text(program.text)
+    assert list(text.collectives())  # gradients are summed over the chips
+    broken = {rule: found for rule, check in checks.RULES.items() if (found := check(text, program.facts))}
+    assert not broken, "\n".join(f"{rule}: {line}" for rule, lines in broken.items() for line in lines)
