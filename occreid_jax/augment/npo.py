@@ -48,7 +48,7 @@ def natural_occlusion(
 ) -> tuple[Array, Array]:
     """Pastes one picture of a library on one image float32 [H, W, 3] in 0..1.
 
-    ``pictures`` uint8 [K, S, S, 4], ``sides`` int32 [K, 2]. More than ``aspect`` times as high as wide is vertical, all others
+    ``pictures`` uint8 [K, S, S * 4], ``sides`` int32 [K, 2]. More than ``aspect`` times as high as wide is vertical, all others
     are horizontal and get their own colour jitter; both are mirrored half of the time. ``contour`` keeps the opacity of
     cut-outs, otherwise the whole box is opaque. Returns the image and the opacity float32 [H, W].
     """

@@ -19,16 +19,17 @@ Array = jax.Array
 
 COVERED = 0.5  # a pixel counts as covered above this opacity
 LIBRARY = ("occluders", "occluder_sides")
-"""What a stage names in ``Stage.shared`` to paste occluders: uint8 [K, S, S, 4], and height and width in pixels int32 [K, 2]."""
+"""What a stage names in ``Stage.shared`` to paste occluders: uint8 [K, S, S * 4], and height and width in pixels int32 [K, 2]."""
 
 
 def pick(pictures: Array, sides: Array, number: Array) -> tuple[Array, Array]:
-    """Object ``number`` int32 [] of a library: its picture uint8 [S, S, 4] and its sides int32 [2].
+    """Object ``number`` int32 [] of a library, [K, S, S, 4] or [K, S, S * 4]: its picture uint8 [S, S, 4], its sides int32 [2].
 
     Clipped as `occreid_jax.data.resident.gather` does: with plain indexing a TPU copies the whole library into another layout
     at every step.
     """
-    return jnp.take(pictures, number, axis=0, mode="clip"), jnp.take(sides, number, axis=0, mode="clip")
+    picture = jnp.take(pictures, number, axis=0, mode="clip")
+    return picture.reshape(len(picture), -1, 4), jnp.take(sides, number, axis=0, mode="clip")
 
 
 def resampling(length: int, start: Array, size: Array, side: int, flip: Array | bool = False) -> Array:

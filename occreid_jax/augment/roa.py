@@ -51,7 +51,7 @@ def realistic_occlusion(
 ) -> tuple[Array, Array]:
     """Puts one object of a library in front of one picture.
 
-    ``image`` float32 [H, W, 3] in 0..1, ``pictures`` uint8 [K, S, S, 4], ``sides`` int32 [K, 2]. The box takes an even share
+    ``image`` float32 [H, W, 3] in 0..1, ``pictures`` uint8 [K, S, S * 4], ``sides`` int32 [K, 2]. The box takes an even share
     between ``least_area`` and ``most_area`` of the picture; an object is mirrored with probability ``flip``. As the paper lists
     its three places, two of them are the same for every object: 2/3 of the wide ones lie at the top, 2/3 of the tall ones on the
     left. ``balanced`` makes both halves. ``hard`` has no soft edge; ``rectangles`` pastes the whole box (Cut & Paste).

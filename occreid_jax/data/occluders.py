@@ -33,7 +33,7 @@ from occreid_jax.files import read_json, remedy, write_json
 FORMAT, VERSION = "occreid_jax occluders", 1
 SIDE = 96  # pixels; 9,913 pictures, as many as DPEFormer cuts out of 100, then take 365 MB
 KINDS = ("cutout", "overlay")
-TABLES = ("occluders", "occluder_sides")  # names of `Library.pictures` and `Library.sides` in ``Stage.shared``
+TABLES = ("occluders", "occluder_sides")  # names of `Library.table` and `Library.sides` in ``Stage.shared``
 BUILD = "build one with launch/prepare_data.py occluders"
 Progress = Callable[[int, int], None]
 Counts = collections.Counter
@@ -69,6 +69,12 @@ class Library:
     sides: np.ndarray  # int32 [K, 2], height and width in pixels before stretching
     kinds: tuple[str, ...]
     entries: tuple[Entry, ...]
+
+    @property
+    def table(self) -> np.ndarray:
+        """`pictures` as devices keep them, uint8 [K, S, S * 4]: with so short a last side as 4, a TPU lays a library out by the
+        number of the object and copies all of it at every step to read a few."""
+        return self.pictures.reshape(*self.pictures.shape[:2], -1)
 
 
 # The format -----------------------------------------------------------------------------------------------------------------

@@ -16,21 +16,18 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from occreid_jax import methods
 from occreid_jax.chips import GIB, chip_of
-from occreid_jax.data import occluders
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.embed import make_embed
 from occreid_jax.nn import clip, vit
 from occreid_jax.train import state
-from occreid_jax.train.performance import step_flops
+from occreid_jax.train.performance import step_flops, table_shapes
 from occreid_jax.train.plan import StagePlan
-from occreid_jax.train.rendered import RENDERED
 from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Meta, Method, Stage
 from occreid_jax.weights.trees import flatten
 
 EMBED = "embed"  # the name of the program that is no stage
-CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
 Shape = jax.ShapeDtypeStruct
 
 
@@ -91,20 +88,6 @@ def programs(method: Method, names: tuple[str, ...] = ()) -> tuple[str, ...]:
     return tuple(name for name in known if not names or name in names)
 
 
-def resident_tables(meta: Meta) -> dict[str, Shape]:
-    """Shapes of every table that a stage may ask for; ``label`` and ``camid`` among them."""
-    size, count = meta.image_size, meta.images
-    return {
-        "image": Shape((count, *size, 3), jnp.uint8),
-        "parts": Shape((count, *size), jnp.uint8),
-        "caption": Shape((count, *CAPTIONS), jnp.int32),
-        "camid": Shape((count,), jnp.int32),
-        "label": Shape((count,), jnp.int32),
-        "occluders": Shape((RENDERED, occluders.SIDE, occluders.SIDE, 4), jnp.uint8),
-        "occluder_sides": Shape((RENDERED, 2), jnp.int32),
-    }
-
-
 def per_chip(name: str, batch_size: int, devices: Devices) -> int:
     """Pictures of one chip. Raises `UserError` if the batch does not divide."""
     if batch_size % devices.count:
@@ -133,7 +116,7 @@ def stage_shapes(method: Method, config, stage: Stage) -> tuple[StageStep, tuple
     step = StageStep(method, plan, params, config.loop.accumulate)
     current = jax.eval_shape(lambda p, e: state.create(p, e, 0), params, extra)
     current = current.replace(opt_state=jax.eval_shape(step.init, params))
-    known = resident_tables(meta)
+    known = table_shapes(meta)
     tables = {name: known[name] for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in known}
     kept = tables | (extra.get("tables", {}) if isinstance(extra, Mapping) else {})
     moved = {path: shape for paths in step.paths for path, shape in state.select(params, paths).items()}
@@ -154,7 +137,7 @@ def compile_embed(method: Method, devices: Devices, batch_size: int, options: Ma
     """Embedding of one batch of gallery pictures, from uint8 pixels to features on every chip."""
     share = per_chip(EMBED, batch_size, devices)
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
-    known = resident_tables(method.meta)
+    known = table_shapes(method.meta)
     batch = {name: Shape((batch_size, *known[name].shape[1:]), known[name].dtype) for name in method.evaluation_inputs}
     batch |= {name: Shape((batch_size,), jnp.int32) for name in ("camid", "index")} | {"valid": Shape((batch_size,), bool)}
     executable, seconds = compiled(EMBED, make_embed(method, devices, "gallery"), (params, extra, batch), devices, options)
@@ -166,7 +149,7 @@ def compile_embed(method: Method, devices: Devices, batch_size: int, options: Ma
 def whole_compiler() -> Iterator[None]:
     """Inside, nothing of the compiler is left out, and the compile cache is off: programs for absent chips cannot be loaded."""
     names = ("jax_disable_most_optimizations", "jax_enable_compilation_cache")
-    before = [getattr(jax.config, name) for name in names]
+    before = [jax.config.values[name] for name in names]
     try:
         for name in names:
             jax.config.update(name, False)

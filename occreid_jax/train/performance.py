@@ -16,11 +16,12 @@ from occreid_jax.distributed import Devices, place
 from occreid_jax.evaluation.embed import make_embed
 from occreid_jax.train import state
 from occreid_jax.train.plan import StagePlan
+from occreid_jax.train.rendered import RENDERED
 from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Meta, Method, Stage
 from occreid_jax.vectors import unit_vectors
 
-OCCLUDERS = 512  # in a made-up library
+CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
 TRAIN_FACTOR = 3.0  # a backward pass costs twice the forward pass
 
 
@@ -169,16 +170,27 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
 
 def made_up(meta: Meta) -> dict[str, np.ndarray]:
     """Tables of ``meta.images`` random pictures, as any stage may ask for them, and a library of occluders: by name."""
-    rng, (height, width) = np.random.default_rng(0), meta.image_size
-    return {
-        "image": rng.integers(0, 256, (meta.images, height, width, 3), np.uint8),
-        "parts": rng.integers(0, 9, (meta.images, height, width), np.uint8),
-        "caption": rng.integers(1, 100, (meta.images, 4, 32), np.int32),
-        "camid": rng.integers(0, meta.cameras, meta.images).astype(np.int32),
-        "label": np.sort(rng.integers(0, meta.identities, meta.images)).astype(np.int32),
-        "occluders": rng.integers(0, 256, (OCCLUDERS, occluders.SIDE, occluders.SIDE, 4), np.uint8),
-        "occluder_sides": rng.integers(16, 256, (OCCLUDERS, 2)).astype(np.int32),
+    rng = np.random.default_rng(0)
+    numbers = {"parts": (0, 9), "caption": (1, 100), "occluder_sides": (16, 256)}
+    numbers |= {"camid": (0, meta.cameras), "label": (0, meta.identities)}
+    shapes = table_shapes(meta)
+    tables = {name: rng.integers(*numbers.get(name, (0, 256)), each.shape, each.dtype) for name, each in shapes.items()}
+    return tables | {"label": np.sort(tables["label"])}
+
+
+def table_shapes(meta: Meta) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of all tables that a stage may ask for, with the default library of occluders: by name."""
+    count, side = meta.images, occluders.SIDE
+    shapes = {
+        "image": ((count, *meta.image_size, 3), np.uint8),
+        "parts": ((count, *meta.image_size), np.uint8),
+        "caption": ((count, *CAPTIONS), np.int32),
+        "camid": ((count,), np.int32),
+        "label": ((count,), np.int32),
+        "occluders": ((RENDERED, side, side * 4), np.uint8),
+        "occluder_sides": ((RENDERED, 2), np.int32),
     }
+    return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
 
 
 def measure_embed(method: Method, columns: dict[str, np.ndarray], batch_size: int, devices: Devices, steps: int) -> dict:

@@ -74,7 +74,7 @@ class Setup:
         return self.opened[key]
 
     def shared(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The tables that ``Stage.shared`` names: ``occluders`` uint8 [K, S, S, 4] and ``occluder_sides`` int32 [K, 2].
+        """The tables that ``Stage.shared`` names: ``occluders`` uint8 [K, S, S * 4] and ``occluder_sides`` int32 [K, 2].
 
         They are those of the library in ``config.data.occluders``, or of the rendered one, which is made on first use. Raises
         ValueError for another name, `UserError` if the library cannot be used.
@@ -85,7 +85,7 @@ class Setup:
             folder = self.config.data.get("occluders", "")
             seed = self.config.data.synthetic_seed
             self.library = occluders.read_library(folder) if folder else rendered_library(self.cache, seed, self.reporter)
-        tables = dict(zip(occluders.TABLES, (self.library.pictures, self.library.sides), strict=True)) if names else {}
+        tables = dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True)) if names else {}
         return {name: tables[name] for name in names}
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:

@@ -83,6 +83,8 @@ def test_every_picture_takes_the_object_of_its_number():
     numbers = np.array([2, 0, 1, 0])
     pictures, own = jax.vmap(paste.pick, in_axes=(None, None, 0))(library, sides, numbers)
     np.testing.assert_array_equal(pictures, library[numbers])
+    flat = library.reshape(*library.shape[:2], -1)  # as devices keep it
+    np.testing.assert_array_equal(jax.vmap(paste.pick, in_axes=(None, None, 0))(flat, sides, numbers)[0], pictures)
     np.testing.assert_array_equal(own, sides[numbers])
     assert pictures.dtype == jnp.uint8
 

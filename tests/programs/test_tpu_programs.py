@@ -1,7 +1,7 @@
 """Training steps of every method, compiled for four TPU chips that are not there, keep the rules of `programs.checks`.
 
-Encoders are narrow and of two blocks, pictures of the published size: every kind of operation is in the program. Neither the batch
-nor the number of pictures is a side of any parameter, so that the rules can tell them apart.
+Encoders are narrow and of two blocks, pictures of the published size: every kind of operation is in the program. Neither the
+batch nor the number of pictures is a side of any parameter, so that the rules can tell them apart.
 """
 
 import importlib

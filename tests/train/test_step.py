@@ -203,7 +203,7 @@ def test_shared_tables_are_the_same_resident_and_streamed(pasting, opened):
         trainer, plan, step, current = pasting(choice)
         trainer.load_tables(plan)
         assert trainer.streams == (choice == "never") and ("image" in trainer.tables) == (choice == "always")
-        assert trainer.tables["occluders"].shape == (3, 16, 16, 4)
+        assert trainer.tables["occluders"].shape == (3, 16, 16 * 4)
         assert trainer.tables["occluder_sides"].tolist() == [[30, 10], [21, 19], [12, 28]]
         kept = dict(trainer.tables)
         trainer.load_tables(plan)
@@ -235,7 +235,7 @@ def test_the_default_library_is_rendered_once(new_setup, monkeypatch):
     made = rendered.rendered_occluders
     monkeypatch.setattr(rendered, "rendered_occluders", lambda seed, task: made(seed, task, 9))
     tables = setup.shared(occluders.TABLES)
-    assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE, 4) and tables["occluder_sides"].dtype == np.int32
+    assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE * 4) and tables["occluder_sides"].dtype == np.int32
     monkeypatch.setattr(rendered, "rendered_occluders", None)
     again = new_setup()
     np.testing.assert_array_equal(again.shared(("occluders",))["occluders"], tables["occluders"])
