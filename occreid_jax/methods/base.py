@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -171,6 +172,17 @@ class MethodBase:
             return vit.ViT(size=vit.size_of(name), patch=settings.patch, **(values | changes))
         except ValueError as error:
             raise UserError(f"config.method.backbone: {error}") from error
+
+
+def side_by_side(views: Sequence[Array]) -> Array:
+    """Views [B, ...] of the same images as one batch [V B, ...]. Those of an image are neighbours, so that a batch that is spread
+    over devices stays where it is: with all images of one view before all of the next, half of them would have to move."""
+    return jnp.stack(views, axis=1).reshape(-1, *views[0].shape[1:])
+
+
+def apart(tree: Any, count: int) -> list[Any]:
+    """The ``count`` views, [B, ...] each, of a tree of arrays [V B, ...] that came from a batch as `side_by_side` makes it."""
+    return [jax.tree.map(lambda x, first=number: x[first::count], tree) for number in range(count)]
 
 
 def with_statistics(extra: Extra, **changed: Params) -> Extra:

@@ -22,7 +22,7 @@ from occreid_jax.augment.paste import LIBRARY
 from occreid_jax.augment.roa import roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn import blending, heads, pooling, selection, sub_vectors, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
@@ -260,10 +260,10 @@ class DPEFormer(MethodBase):
         statistics, found, count = extra["batch_stats"], {}, len(self.views)
         if not self.settings.neck_per_view:
             whole = self.normalised(params, statistics, features, True)
-            return {view: whole._replace(features=apart(whole.features, number, count), logits=apart(whole.logits, number, count))
-                    for number, view in enumerate(self.views)}  # fmt: skip
-        for number, view in enumerate(self.views):
-            found[view] = self.normalised(params, statistics, apart(features, number, count), True)
+            views = apart(whole.features, count), apart(whole.logits, count)
+            return {view: Normalised(*each, whole.statistics) for view, *each in zip(self.views, *views, strict=True)}
+        for view, own in zip(self.views, apart(features, count), strict=True):
+            found[view] = self.normalised(params, statistics, own, True)
             statistics = found[view].statistics
         return found
 
@@ -275,9 +275,7 @@ class DPEFormer(MethodBase):
         The memory is that of before the step; clean images alone enter it (Eq. 13).
         """
         labels, count = batch["label"], len(self.views)
-        pictures = (batch["image"], batch["occluded"]) if self.settings.occluded else (batch["image"],)
-        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
-        images = jnp.stack(pictures, axis=1).reshape(-1, *batch["image"].shape[1:])
+        images = side_by_side([batch["image"], batch["occluded"]] if self.settings.occluded else [batch["image"]])
         encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng, views=count)
         features = self.features(encoded)
         views = self.classified(params, extra, features)
@@ -400,8 +398,3 @@ class DPEFormer(MethodBase):
 def scaled(count: int, tokens: int) -> int:
     """A number of 128 tokens as the same share of ``tokens``."""
     return int(count * tokens / TOKENS + 0.5)
-
-
-def apart(values: Mapping[str, Array], number: int, count: int) -> dict[str, Array]:
-    """View ``number`` of arrays [V B, ...] that hold the ``count`` views of an image side by side."""
-    return {name: value[number::count] for name, value in values.items()}

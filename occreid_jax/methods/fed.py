@@ -22,7 +22,7 @@ from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, encoder_flops
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, feature_diffusion_flops, search
 from occreid_jax.nn.heads import classifier
 from occreid_jax.nn.layers import BatchNorm, run
@@ -246,11 +246,10 @@ class FED(MethodBase):
 
     def encode_views(self, params: Params, batch: Batch, rng: Array, views: tuple[str, ...]) -> dict[str, Encoded]:
         """What the encoder makes of every view of a batch, in one pass."""
-        pictures, count = {"clean": batch["image"], "occluded": batch["occluded"]}, len(views)
-        # The views of an image lie side by side, so that a batch that is spread over devices stays where it is.
-        images = jnp.stack([pictures[view] for view in views], axis=1).reshape(-1, *batch["image"].shape[1:])
-        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng)
-        return {view: jax.tree.map(lambda x, first=number: x[first::count], encoded) for number, view in enumerate(views)}
+        pictures = {"clean": batch["image"], "occluded": batch["occluded"]}
+        images = side_by_side([pictures[view] for view in views])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], len(views)), rng)
+        return dict(zip(views, apart(encoded, len(views)), strict=True))
 
     def trained(self, params: Params, extra: Extra, views: Mapping[str, Encoded], labels: Array) -> Trained:
         """Features and logits of a training batch. The views go through the necks one after the other: erased features of the

@@ -16,7 +16,7 @@ from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.losses.regularisers import OVER, budget, overlap
-from occreid_jax.methods.base import encoder_flops
+from occreid_jax.methods.base import apart, encoder_flops, side_by_side
 from occreid_jax.nn import heads, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.nn.mask_generator import DecisionLayer, patch_maps, scaled_levels
@@ -109,10 +109,10 @@ class SalientSelection:
         patches = self.encoder.apply({"params": params["encoder"]}, batch["image"], method="embed_patches")
         whole = self.encode(params, patches, key_whole)
         saliency = self.decide(params, whole.taps, settings.detach)
-        shares = jnp.concatenate([self.scale(saliency), self.scale(1.0 - saliency)])[..., None].astype(patches.dtype)
-        parts = self.encode(params, jnp.concatenate([patches, patches]) * shares, key_parts)
+        shares = (self.scale(share)[..., None].astype(patches.dtype) for share in (saliency, 1.0 - saliency))
+        parts = self.encode(params, side_by_side([patches * share for share in shares]), key_parts)
         logits = []
-        for feature in (whole.cls, *jnp.split(parts.cls, 2)):
+        for feature in (whole.cls, *apart(parts.cls, 2)):
             (_, each), statistics = run(self.head, params["head"], statistics, feature, train=True)
             logits.append(each)
         terms = {
