@@ -10,6 +10,7 @@ import optax
 
 from occreid_jax.data import resident
 from occreid_jax.distributed import Devices
+from occreid_jax.train.casting import cast, cast_alone
 from occreid_jax.train.optim import make_optimizer
 from occreid_jax.train.plan import StagePlan
 from occreid_jax.train.state import TrainState, replace, select, trainable_paths
@@ -50,7 +51,7 @@ class StageStep:
                 return self.method.loss(replace(params, chosen), extra, batch, rng, self.stage, progress)
 
             chosen = select(params, paths)
-            (loss, aux), gradients = jax.value_and_grad(objective, has_aux=True)(chosen)
+            (loss, aux), gradients = jax.value_and_grad(self.cast_once(objective, chosen), has_aux=True)(chosen)
             with jax.named_scope("update"):
                 updates, opt_state = optimizer.update(gradients, state.opt_state[number], chosen)
                 params = replace(params, optax.apply_updates(chosen, updates))
@@ -59,6 +60,14 @@ class StageStep:
             metrics |= {"loss": loss, **aux.metrics}
         metrics["gradient_norm"] = optax.tree.norm(gradients)
         return state.replace(step=state.step + 1, params=params, opt_state=tuple(opt_states), extra=extra), metrics
+
+    def cast_once(self, objective: Callable, chosen: dict[str, Array]) -> Callable:
+        """``objective`` with those parameters cast once that it casts to the type of the products at every use."""
+        dtype = self.method.dtype
+        if dtype == jnp.float32:
+            return objective
+        names = cast_alone(objective, chosen, dtype)
+        return lambda chosen: objective(cast(chosen, names, dtype))
 
     def load(self, state: TrainState, tables: Mapping[str, Array], rows: Array) -> dict:
         """Rows int32 [B] of the resident tables and of those that `Method.prepare` put under ``extra["tables"]``."""
