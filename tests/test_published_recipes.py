@@ -151,8 +151,8 @@ ERASED = BALANCED | {
 
 TRANSFER = {
     "on": True, "probability": 0.5, "partners": "best", "threshold": 0.7, "threshold_on": "unrolled", "rolling": True,
-    "roll_step": 1, "rolling_threshold": 0.0, "top_share": 0.1, "exclude_same_identity": False, "least_area": 0,
-    "hole_of": "partner", "fallback": "none", "ignore_identity": True, "ignore_negatives": "symmetric",
+    "roll_step": 1, "rolling_threshold": 0.0, "top_share": 0.1, "among": 64, "exclude_same_identity": False,
+    "least_area": 0, "hole_of": "partner", "fallback": "none", "ignore_identity": True, "ignore_negatives": "symmetric",
 }  # fmt: skip
 SELECTION = {  # SPT: budget 0.3 with weight 50, overlap 0.1, soft margin, no smoothing
     "stride": 0, "levels": [2, 4, 10, 12], "level_norm": False, "detach": True, "masking": "scale", "identity_weight": 1.0,

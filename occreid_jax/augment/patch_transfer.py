@@ -16,6 +16,21 @@ PARTNERS = ("best", "official", "random")
 FALLBACKS = ("none", "first")
 HOLES = ("partner", "target")
 COMPARED = ("unrolled", "rolled")
+CHOICES = {
+    "partners": PARTNERS,
+    "threshold_on": COMPARED,
+    "hole_of": HOLES,
+    "fallback": FALLBACKS,
+    "ignore_negatives": ("symmetric", "anchor", "none"),
+}
+RANGES = (
+    ("probability", 0, 1),
+    ("top_share", 0, 1),
+    ("roll_step", 1, None),
+    ("least_area", 0, None),
+    ("among", 0, None),
+)
+"""What the settings of a method that has it may be, as `MethodBase.choices` and ``ranges``."""
 EMPTY = -1.0  # the score of a candidate whose mask is empty: never chosen
 SMALL = 1e-4  # random amount that breaks ties: many candidates have the score 1
 
@@ -106,6 +121,42 @@ def choose_partners(
     return Transfer(partner, used & (partner != jnp.arange(count)))
 
 
+def choose_in_shares(
+    rng: Array, masks: Array, grid: tuple[int, int], labels: Array, *, shares: int = 1, **settings
+) -> Transfer:
+    """`choose_partners` in each of ``shares`` equal shares of a batch, which are its consecutive images [B / shares].
+
+    Whoever shares its tokens lies near then: where a batch is spread over devices, none has to fetch those of the whole batch.
+    ``top_share`` counts candidates of a share. What is drawn depends on the number of shares and never on that of devices.
+    """
+    if shares == 1:
+        return choose_partners(rng, masks, grid, labels, **settings)
+
+    def choose(rng: Array, masks: Array, labels: Array) -> Transfer:
+        return choose_partners(rng, masks, grid, labels, **settings)
+
+    found = jax.vmap(choose)(jax.random.split(rng, shares), cut(masks, shares), cut(labels, shares))
+    first = jnp.arange(0, len(labels), len(labels) // shares, dtype=jnp.int32)[:, None]
+    return Transfer((found.partner + first).reshape(-1), found.used.reshape(-1))
+
+
+def cut(array: Array, shares: int) -> Array:
+    """[B, ...] -> [shares, B / shares, ...]."""
+    return array.reshape(shares, -1, *array.shape[1:])
+
+
+def fewest_shares(count: int, most: int, together: int = 1) -> int | None:
+    """Into how many equal shares a batch of ``count`` images is cut if none may have more than ``most`` (0: there is no limit).
+
+    ``together`` neighbours show one identity and stay in one share. None if a share would not have two identities.
+    """
+    if not most or count <= most:
+        return 1
+    identities = count // together
+    fits = (shares for shares in range(2, identities // 2 + 1) if identities % shares == 0 and count // shares <= most)
+    return next(fits, None)
+
+
 def check_words(partners: str, fallback: str, threshold_on: str) -> None:
     """ValueError for a word that `choose_partners` does not know."""
     for name, value, known in (
@@ -145,13 +196,18 @@ def hole_owner(partner: Array, hole_of: str) -> Array:
     return partner if hole_of == "partner" else jnp.arange(len(partner))
 
 
-def recombine(tokens: Array, masks: Array, partner: Array, hole_of: str = "partner") -> Array:
+def recombine(tokens: Array, masks: Array, partner: Array, hole_of: str = "partner", shares: int = 1) -> Array:
     """Tokens float [B, N, D] of recombined images (Eq. 7): image i where its partner's mask [B, N] is 1, the partner elsewhere.
 
     ``partner`` int32 [B]; an image that is its own partner stays exactly as it is. The paper lost the symbol of the mask; the
     official code has the "partner"'s, the one direction that fits OIoU's denominator, and ``hole_of="target"`` takes the
-    image's own. Works for anything with the patch as its second axis, such as masks [B, N, 1].
+    image's own. Works for anything with the patch as its second axis, such as masks [B, N, 1]. With ``shares`` partners are those
+    of `choose_in_shares`.
     """
+    if shares > 1:
+        within = cut(partner, shares) % (len(partner) // shares)
+        made = jax.vmap(lambda *share: recombine(*share, hole_of))(cut(tokens, shares), cut(masks, shares), within)
+        return made.reshape(tokens.shape)
     hole = masks[hole_owner(partner, hole_of)].astype(tokens.dtype)[..., None]
     changed = hole * tokens + (1 - hole) * tokens[partner]
     own = (partner == jnp.arange(len(partner))).reshape(-1, *[1] * (tokens.ndim - 1))

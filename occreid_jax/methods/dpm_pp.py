@@ -44,13 +44,6 @@ REMEDIES = {
     SELECTION: "name weights of the selection network after those of the encoder in config.init.weights, or set "
     "config.method.transfer.on=False",
 }
-TRANSFER = {
-    "partners": patch_transfer.PARTNERS,
-    "threshold_on": patch_transfer.COMPARED,
-    "hole_of": patch_transfer.HOLES,
-    "fallback": patch_transfer.FALLBACKS,
-    "ignore_negatives": ("symmetric", "anchor", "none"),
-}
 CHOICES = {
     "camera_tokens": ("cls", "all"),
     "anchor_logits": ("product", "cosine"),
@@ -61,15 +54,12 @@ CHOICES = {
     "mask_side": prototypes.SIDES,
     "mask_order": prototypes.ORDERS,
     "test_feature": SIDES,
-    **{f"transfer.{key}": words for key, words in TRANSFER.items()},
+    **{f"transfer.{key}": words for key, words in patch_transfer.CHOICES.items()},
     **{f"selection.{key}": words for key, words in salient_selection.CHOICES.items()},
 }
 RANGES = (
     ("anchor_epochs", 0, None),
-    ("transfer.probability", 0, 1),
-    ("transfer.top_share", 0, 1),
-    ("transfer.roll_step", 1, None),
-    ("transfer.least_area", 0, None),
+    *((f"transfer.{key}", least, most) for key, least, most in patch_transfer.RANGES),
     *((f"selection.{key}", least, most) for key, least, most in salient_selection.RANGES),
 )
 COSINE_SCALE = 100.0  # of anchor_logits "cosine"
@@ -176,6 +166,22 @@ class DPMPP(PromptLearning):
         except (ValueError, TypeError) as error:
             raise UserError(f"config.method.transfer: {error}") from error
 
+    def try_shares(self, size: int) -> None:
+        """Raises `UserError` if a batch of ``size`` cannot be cut into the shares among which partners are chosen."""
+        if self.selection is not None and self.shares(size) is None:
+            among = self.settings.transfer.among
+            raise UserError(
+                f"config.method.transfer.among={among}: batches of {size} pictures cannot be cut into equal shares of at most "
+                f"{among} with two whole identities each; set a larger number, 0 for the whole batch, or another "
+                f"config.stages.{METRIC}.sampler.batch_size"
+            )
+
+    def shares(self, count: int) -> int | None:
+        """The number of shares of a batch of ``count`` images, see `patch_transfer.fewest_shares`."""
+        sampler = self.config.stages[METRIC].sampler if METRIC in self.config.stages else {}
+        together = sampler.get("images_per_identity", 1)  # such a sampler puts them side by side
+        return patch_transfer.fewest_shares(count, self.settings.transfer.get("among", 0), together)
+
     # Stages -----------------------------------------------------------------------------------------------------------
 
     def stages(self) -> tuple[Stage, ...]:
@@ -202,6 +208,7 @@ class DPMPP(PromptLearning):
             by_part = (("decision/", block.decision_optimizer), ("", block.optimizer))
             update = Update("^selection/", by_part, frozen)
             return dataclasses.replace(pictures, updates=(update,), **self.stage_flops(name))
+        self.try_shares(block.sampler.batch_size)
         mask = ("^mask_generator/", block.mask_optimizer)
         others = (("^(neck|prototypes|projected_head)/", block.head_optimizer), ("", block.optimizer))
         trained = "^(visual|neck|prototypes|projected_head)/"
@@ -263,7 +270,8 @@ class DPMPP(PromptLearning):
         variables, train = {"params": params["visual"]}, rng is not None
         patches = visual.apply(variables, batch["image"], method="embed_patches")
         if partner is not None:
-            patches = patch_transfer.recombine(patches, salient, partner, self.settings.transfer.hole_of)
+            hole_of, shares = self.settings.transfer.hole_of, self.shares(len(partner))
+            patches = patch_transfer.recombine(patches, salient, partner, hole_of, shares)
         out = visual.apply(
             variables, patches, batch["camid"], train, True, method="from_patches", rngs={"dropout": rng} if train else None
         )
@@ -284,10 +292,11 @@ class DPMPP(PromptLearning):
         return run(self.neck, params["neck"], extra["batch_stats"]["neck"], feature, train=train)
 
     def partners(self, rng: Array, salient: Array, labels: Array, **changes) -> Transfer:
-        """`patch_transfer.choose_partners` with the settings of ``config.method.transfer``."""
-        own = ("on", "hole_of", "ignore_identity", "ignore_negatives")
+        """`patch_transfer.choose_in_shares` with the settings of ``config.method.transfer``."""
+        own = ("on", "among", "hole_of", "ignore_identity", "ignore_negatives")
         settings = {key: value for key, value in self.settings.transfer.items() if key not in own} | changes
-        return patch_transfer.choose_partners(rng, salient, self.visual.grid, labels, **settings)
+        shares = self.shares(len(labels))
+        return patch_transfer.choose_in_shares(rng, salient, self.visual.grid, labels, shares=shares, **settings)
 
     # Losses -----------------------------------------------------------------------------------------------------------
 

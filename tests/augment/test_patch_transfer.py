@@ -1,5 +1,7 @@
 """Patch transfer against the sheet's worked example and against a slow restatement, one image at a time, in plain numpy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,3 +189,74 @@ def test_unknown_choices():
     for wrong in (dict(partners="worst"), dict(fallback="second"), dict(threshold_on="none")):
         with pytest.raises(ValueError, match="it must be one of"):
             choose(MASKS, LABELS, GRID, **wrong)
+
+
+# Shares of a batch ------------------------------------------------------------------------------------------------------------
+
+
+def test_how_many_shares():
+    whole = [(64, 64, 4), (64, 0, 4), (2048, 0, 4), (12, 64, 4), (2, 64, 4)]
+    assert [patch_transfer.fewest_shares(*case) for case in whole] == [1] * 5
+    cut = {(128, 64, 4): 2, (2048, 64, 4): 32, (64, 8, 4): 8, (64, 15, 4): 8, (96, 64, 4): 2, (60, 24, 4): 3, (60, 24, 1): 3}
+    assert {case: patch_transfer.fewest_shares(*case) for case in cut} == cut
+    alone = [(64, 4, 4), (92, 64, 4), (64, 7, 4), (6, 2, 2)]  # 92 images of 23 people; shares of one identity
+    assert [patch_transfer.fewest_shares(*case) for case in alone] == [None] * 4
+
+
+def shared_batch(shares=4, size=6):
+    rng = np.random.default_rng(7)
+    masks = rng.random((shares * size, 12)) < 0.5
+    return masks, np.arange(shares * size) // 2, rng.normal(size=(shares * size, 12, 5)).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    "partners", ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("best", "official"))]
+)
+def test_a_share_chooses_as_a_batch_of_its_own(partners):
+    masks, labels, tokens = map(jnp.asarray, shared_batch())
+    settings = dict(probability=0.8, partners=partners, threshold=0.2, top_share=0.4)
+
+    @jax.jit
+    def choose(key):
+        found = patch_transfer.choose_in_shares(key, masks, (4, 3), labels, shares=4, **settings)
+        rows = [slice(first, first + 6) for first in range(0, 24, 6)]
+        keys = jax.random.split(key, 4)
+        alone = [patch_transfer.choose_partners(own, masks[r], (4, 3), labels[r], **settings)
+                 for own, r in zip(keys, rows, strict=True)]  # fmt: skip
+        made = [[patch_transfer.recombine(tokens, masks, found.partner, hole_of, shares) for shares in (1, 4)]
+                for hole_of in patch_transfer.HOLES]  # fmt: skip
+        whole = patch_transfer.choose_in_shares(key, masks, (4, 3), labels, **settings)
+        return found, alone, made, (whole, patch_transfer.choose_partners(key, masks, (4, 3), labels, **settings))
+
+    found, alone, made, whole = choose(jax.random.key(3))
+    np.testing.assert_array_equal(found.partner, np.concatenate([6 * n + each.partner for n, each in enumerate(alone)]))
+    np.testing.assert_array_equal(found.used, np.concatenate([each.used for each in alone]))
+    assert found.used.any() and not found.used.all()
+    for pair in (*made, *zip(*whole, strict=True)):
+        np.testing.assert_array_equal(*pair)
+
+
+@pytest.mark.slow
+def test_no_device_fetches_the_tokens_of_others():
+    """Eight devices, there and back: tokens stay where they are if a share is one device's, and numbers are one device's."""
+    masks, labels, tokens = shared_batch(8)
+
+    def program(devices, shares):
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]), ("data",))
+        whole, rows = (jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes)) for axes in ((), ("data",)))
+
+        def made(weight, tokens, masks, labels):
+            chosen = patch_transfer.choose_in_shares(
+                jax.random.key(0), masks, (4, 3), labels, shares=shares, probability=0.8, threshold=0.2
+            )
+            return jnp.sum(jnp.sin(patch_transfer.recombine(tokens @ weight, masks, chosen.partner, shares=shares)))
+
+        function = jax.jit(jax.value_and_grad(made), in_shardings=(whole, rows, rows, rows), out_shardings=whole)
+        compiled = function.lower(jnp.eye(5, dtype=jnp.float32), tokens, masks, labels).compile()
+        moved = re.findall(r" = (\S+) (?:all|collective|reduce)-\w+[\w-]*\(", compiled.as_text())
+        return function(jnp.eye(5, dtype=jnp.float32), tokens, masks, labels), any("12,5]" in shape for shape in moved)
+
+    (one, _), (eight, moved), (_, moved_whole) = program(1, 8), program(8, 8), program(8, 1)
+    assert moved_whole and not moved
+    np.testing.assert_allclose(one[0], eight[0], rtol=1e-5)
+    np.testing.assert_allclose(one[1], eight[1], atol=1e-4)

@@ -430,6 +430,9 @@ def test_settings_that_cannot_work():
     ):
         with pytest.raises(UserError, match=words):
             create(argument, **settings)
+    with pytest.raises(UserError, match="transfer.among=4: batches of 32 pictures cannot .* two whole identities"):
+        create(transfer__among=4).stages()
+    assert create(transfer__among=8).shares(32) == 4 and create(transfer__among=4, transfer__on=False).stages()
     for argument, words in (("row=best", "unknown row 'best'"), ("recipe=fed", "unknown recipe 'fed'")):
         with pytest.raises(ValueError, match=words):
             dpm_pp.get_config(argument)
