@@ -84,7 +84,10 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
         occluders="",  # folder of a library of occluders (launch/prepare_data.py occluders); empty: a rendered one
     )
-    config.mesh = dict(devices=0)  # 0: all devices
+    config.mesh = dict(
+        devices=0,  # 0: all
+        shard_optimizer=False,  # each device keeps and updates its piece of the optimiser's state, instead of all of it
+    )
     config.loop = dict(
         steps_per_call=1,  # training steps in one call of the jitted step; raise it when a step takes less than 5 ms
         accumulate=1,  # batches whose gradients are averaged into one update

@@ -1,7 +1,8 @@
 """Processes, devices and shardings: the only file that touches `jax.distributed`.
 
 Three shardings serve everything: ``replicated`` (state and tables), ``rows`` (a batch over the devices) and ``steps`` (a chunk
-[k, B] of batches over the devices). The mesh is Auto: the compiler places the collectives.
+[k, B] of batches over the devices); the optimiser's state has its own if that is to be spread. The mesh is Auto: the compiler
+places the collectives.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from occreid_jax.errors import UserError
 
+SMALL = 2**14  # elements of an array that is not worth being spread: a collective of its own would cost more
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
@@ -28,10 +31,23 @@ class Devices:
     replicated: NamedSharding
     rows: NamedSharding
     steps: NamedSharding
+    shard_optimizer: bool = False  # whether each device keeps and updates a piece of the optimiser's state
 
     @property
     def count(self) -> int:
         return self.mesh.devices.size
+
+    def optimizer(self, state: Any) -> Any:
+        """The sharding of every array of an optimiser's state: with ``shard_optimizer`` over the devices along the first axis
+        that divides by their number, where there is one and the array is not small."""
+
+        def one(x) -> NamedSharding:
+            axis = next((axis for axis, side in enumerate(x.shape) if side % self.count == 0), None)
+            if not self.shard_optimizer or axis is None or x.size < SMALL:
+                return self.replicated
+            return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data"))
+
+        return jax.tree.map(one, state)
 
 
 def initialise() -> None:
@@ -54,18 +70,19 @@ def initialise() -> None:
     jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
 
 
-def devices(count: int = 0) -> Devices:
-    """The mesh over ``count`` devices (0: all)."""
+def devices(count: int = 0, shard_optimizer: bool = False) -> Devices:
+    """The mesh over ``count`` devices (0: all); ``shard_optimizer`` as in `Devices`."""
     found = jax.devices()
     if count > len(found):
         raise UserError(f"config.mesh.devices is {count} but this machine has {len(found)}; 0 takes all")
-    return over(found[: count or len(found)])
+    return over(found[: count or len(found)], shard_optimizer)
 
 
-def over(found: Sequence[jax.Device]) -> Devices:
+def over(found: Sequence[jax.Device], shard_optimizer: bool = False) -> Devices:
     """The mesh over the given devices; they need not be those of this machine, see `occreid_jax.programs.topologies`."""
     mesh = Mesh(np.array(found), ("data",))
-    return Devices(mesh, *(NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data"))))
+    shardings = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data")))
+    return Devices(mesh, *shardings, shard_optimizer)
 
 
 def is_lead() -> bool:
@@ -90,24 +107,25 @@ def in_lead(work: Callable[[], Any]) -> Any:
     return result
 
 
-def place(tree, sharding: NamedSharding):
-    """Host or device arrays -> device arrays under one sharding.
+def place(tree, sharding):
+    """Host or device arrays -> device arrays under one sharding, or under a tree of them of the same structure.
 
     Every process must hold the same values; JAX's own comparison of whole arrays between processes is avoided.
     """
 
-    def one(x):
+    def one(x, sharding):
         if isinstance(x, jax.Array):
             if jax.process_count() == 1:
                 return jax.device_put(x, sharding)
             if jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-                return jax.random.wrap_key_data(one(jax.random.key_data(x)))
+                return jax.random.wrap_key_data(one(jax.random.key_data(x), sharding))
             if not x.is_fully_addressable:
                 return jax.jit(lambda x: x, out_shardings=sharding)(x)
         x = np.asarray(x)
         return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
 
-    return jax.tree.map(one, tree)
+    shardings = jax.tree.map(lambda _: sharding, tree) if isinstance(sharding, NamedSharding) else sharding
+    return jax.tree.map(one, tree, shardings)
 
 
 class StopRequest:

@@ -24,8 +24,18 @@ LAYOUT = 1  # version of the parameter tree's layout; raised when stored trees s
 
 
 def abstract(tree: Any, devices: Devices) -> Any:
-    """Shapes and types of a tree, each replicated over the devices: what a restore must be told."""
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=devices.replicated), tree)
+    """Shapes and types of a tree, each replicated over the devices: what a restore must be told.
+
+    Of a `TrainState` the optimiser's part is laid out as `Devices.optimizer` says, however it lay when it was stored.
+    """
+
+    def shaped(x, sharding):
+        return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+    found = jax.tree.map(lambda x: shaped(x, devices.replicated), tree)
+    if not isinstance(tree, TrainState):
+        return found
+    return found.replace(opt_state=jax.tree.map(shaped, tree.opt_state, devices.optimizer(tree.opt_state)))
 
 
 class Checkpoints:

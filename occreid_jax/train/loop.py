@@ -83,7 +83,8 @@ class Trainer:
         plan = self.plan.stages[position.stage]
         step = StageStep(self.method, plan, current.params, self.config.loop.accumulate)
         if int(current.step) == plan.start:
-            current = current.replace(opt_state=self.on_devices(step.init(current.params)))
+            opt_state = step.init(current.params)
+            current = current.replace(opt_state=distributed.place(opt_state, self.devices.optimizer(opt_state)))
         self.load_tables(plan)
         compiled: dict[int, Any] = {}  # chunk length -> executable
         meter = performance.Meter(performance.step_flops(plan.stage), plan.batch_size, self.devices.count)

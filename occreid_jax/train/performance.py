@@ -121,7 +121,7 @@ def prepare_step(method: Method, stage: Stage, tables: dict[str, np.ndarray], de
     extra = filled(extra)
     step = StageStep(method, plan, params)
     current = place(state.create(params, extra, 0), devices.replicated)
-    current = current.replace(opt_state=place(step.init(current.params), devices.replicated))
+    current = current.replace(opt_state=place(step.init(current.params), devices.optimizer(step.shapes)))
     started = time.perf_counter()
     executable = step.jitted(devices).lower(current, placed, placed_rows).compile()
     return Prepared(executable, current, placed, placed_rows, step, time.perf_counter() - started)

@@ -30,6 +30,7 @@ class StageStep:
             make_optimizer(update.optimizer, paths, plan.epoch_ends, accumulate)
             for update, paths in zip(self.stage.updates, self.paths, strict=True)
         )
+        self.shapes = jax.eval_shape(self.init, params)  # of the optimisers' states
 
     def init(self, params: Params) -> tuple:
         """Fresh optimiser states, one per update."""
@@ -99,9 +100,12 @@ class StageStep:
 
     def jitted(self, devices: Devices, streamed: bool = False):
         """The jitted function (state, tables, rows or batches) -> (state, metrics). The state's buffers are given away."""
+        kept = devices.replicated
+        opt_state = devices.optimizer(self.shapes)
+        state = TrainState(step=kept, params=kept, opt_state=opt_state, extra=kept, rng=kept)
         return jax.jit(
             self.from_stream if streamed else self.from_tables,
-            in_shardings=(devices.replicated, devices.replicated, devices.steps),
-            out_shardings=devices.replicated,
+            in_shardings=(state, kept, devices.steps),
+            out_shardings=(state, kept),
             donate_argnums=0,
         )

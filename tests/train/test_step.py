@@ -46,7 +46,9 @@ def opened(tiny_config, tmp_path_factory):
         setup, plan, step, initial, columns = made[key]
         params, extra, opt_state = jax.tree.map(jnp.copy, initial)
         current = state.create(params, extra, 0).replace(opt_state=opt_state)
-        return setup, plan, step, distributed.place(current, setup.devices.replicated), columns
+        current = distributed.place(current, setup.devices.replicated)
+        opt_state = distributed.place(current.opt_state, setup.devices.optimizer(current.opt_state))
+        return setup, plan, step, current.replace(opt_state=opt_state), columns
 
     return make
 
@@ -55,6 +57,16 @@ def opened(tiny_config, tmp_path_factory):
 def jitted(step, devices):
     """The function of a step, which is then traced and compiled once for all tests."""
     return step.jitted(devices)
+
+
+def test_which_pieces_of_an_optimiser_a_device_keeps():
+    """The first axis that divides by eight; small arrays and those that do not divide stay whole."""
+    shapes = {"vector": (2**14,), "second": (3, 2**12, 8), "small": (8, 2**11 - 1), "odd": (129, 1001), "count": ()}
+    state_ = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    on, off = (distributed.devices(8, shard).optimizer(state_) for shard in (True, False))
+    pieces = {name: sharding.shard_shape(shapes[name]) for name, sharding in on.items()}
+    assert pieces == shapes | {"vector": (2**11,), "second": (3, 2**9, 8)}
+    assert all(sharding.is_fully_replicated for sharding in off.values())
 
 
 def run(setup, plan, step, current, columns, count=3, chunk=1):
@@ -94,6 +106,24 @@ def test_one_and_eight_devices_agree(opened):
         results.append((losses, gradients))
     np.testing.assert_allclose(results[0][0], results[1][0], rtol=1e-5)
     chex.assert_trees_all_close(results[0][1], results[1][1], atol=1e-5)
+
+
+@pytest.mark.slow
+def test_pieces_of_the_optimiser_s_state_make_the_same_steps(opened, monkeypatch):
+    """Eight devices that keep a piece each, eight that keep all and one: three steps with momentum, to 1e-5."""
+    monkeypatch.setattr(distributed, "SMALL", 1)
+    results = []
+    for devices, changes in ((1, {}), (8, {}), (8, {"mesh__shard_optimizer": True})):
+        setup, plan, step, current, columns = opened(devices, loop__log_every=7, **changes)
+        after, losses = run(setup, plan, step, current, columns)
+        buffers = [buffer for buffer in jax.tree.leaves(after.opt_state) if buffer.ndim]
+        kept = sum(buffer.addressable_shards[0].data.size for buffer in buffers) / sum(buffer.size for buffer in buffers)
+        assert kept == 1 if not changes else 1 / 8 <= kept < 1 / 7
+        assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(after.params))
+        results.append((losses, jax.device_get((after.params, after.opt_state))))
+    for losses, arrays in results[1:]:
+        np.testing.assert_allclose(losses, results[0][0], rtol=1e-5)
+        chex.assert_trees_all_close(arrays, results[0][1], atol=1e-5)
 
 
 def test_no_collective_carries_pixels(opened):
