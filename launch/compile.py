@@ -43,7 +43,8 @@ def main() -> None:
     from occreid_jax.files import write_json
     from occreid_jax.programs import compiled, figures, hlo, topologies
 
-    config, devices = CONFIG.value, topologies.open_topology(TOPOLOGY.value)
+    config = CONFIG.value
+    devices = topologies.open_topology(TOPOLOGY.value, config.mesh.shard_optimizer)
     options = topologies.compiler_options(TOPOLOGY.value) | given_options()
     preset = common.DATASETS[config.data.name]
     found = {"topology": TOPOLOGY.value, "jax": jax.__version__, "dtype": "", "depth": DEPTH.value or None, "programs": []}
