@@ -184,7 +184,8 @@ def too_large(name: str, told: str) -> str:
     """One line about a program that does not fit, with the amounts in the compiler's words: "(18.64G) exceeds ... (15.75G)"."""
     amounts = re.findall(r"\b([\d.]+)G\b", told)[:2]
     needs = f"needs {' of '.join(amounts)} GiB of a chip" if len(amounts) == 2 else "needs more memory than a chip has"
-    return f"{name}: {needs}: smaller --batch, --config.method.remat=true where the method has it, --config.mesh.shard_optimizer=true, or more chips"
+    remedies = "smaller --batch, --config.method.remat=true where the method has it, --config.mesh.shard_optimizer=true"
+    return f"{name}: {needs}: {remedies}, or more chips"
 
 
 def needed_bytes(executable: Any) -> float:

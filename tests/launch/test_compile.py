@@ -38,7 +38,8 @@ def test_what_a_gpu_compiler_is_told():
 
 def test_words_about_a_program_that_is_too_large():
     told = "RESOURCE_EXHAUSTED: ... required for HLO temporaries (54.22G) exceeds available HBM (15.75G)."
-    remedy = "smaller --batch, --config.method.remat=true where the method has it, --config.mesh.shard_optimizer=true, or more chips"
+    remedy = "smaller --batch, --config.method.remat=true where the method has it, --config.mesh.shard_optimizer=true"
+    remedy += ", or more chips"
     assert compiled.too_large("main", told) == f"main: needs 54.22 of 15.75 GiB of a chip: {remedy}"
     assert compiled.too_large("main", "RESOURCE_EXHAUSTED") == f"main: needs more memory than a chip has: {remedy}"
 
