@@ -85,7 +85,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         occluders="",  # folder of a library of occluders (launch/prepare_data.py occluders); empty: a rendered one
     )
     config.mesh = dict(
-        devices=0,  # 0: all
+        devices=0,  # 0: all devices
         shard_optimizer=False,  # each device keeps and updates its piece of the optimiser's state, instead of all of it
     )
     config.loop = dict(
