@@ -12,6 +12,7 @@ from configs import common
 from occreid_jax import config as configuration
 from occreid_jax import methods
 from occreid_jax.errors import UserError
+from occreid_jax.nn.attention import CHOICES
 from occreid_jax.train import state
 from occreid_jax.train.plan import make_plan
 from occreid_jax.train.step import StageStep
@@ -106,6 +107,10 @@ def test_validation_names_the_key():
     config.dtype = "float16"
     with pytest.raises(UserError, match="config.dtype is 'float16'; it must be one of auto, float32, bfloat16"):
         configuration.validate(config)
+    config.dtype, config.attention = "auto", "flash"
+    with pytest.raises(UserError, match="config.attention is 'flash'; it must be one of auto, xla"):
+        configuration.validate(config)
+    assert configuration.CHOICES["attention"] == CHOICES
 
 
 def test_configs_survive_json():

@@ -20,6 +20,7 @@ COMMON = {  # of every training: TransReID's code, which all others begin with
     "evaluation.rerank": "",
     "evaluation.expansion": "",
     "mesh.shard_optimizer": False,
+    "attention": "auto",
 }
 GROUPS_OF_4 = {"sampler.name": "identity", "sampler.batch_size": 64, "sampler.images_per_identity": 4}  # 16 x 4
 PICTURES = {"augment.flip": 0.5, "augment.pad": 10, "augment.erasing": 0.5, "augment.jitter": [0.0] * 4}

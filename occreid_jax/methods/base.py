@@ -51,6 +51,7 @@ class MethodBase:
         self.settings = config.method
         self.meta = meta
         self.dtype = compute_dtype(config.dtype)
+        self.attention = config.get("attention", "auto")  # older runs do not name it
         values = flatten({"method": to_dict(self.settings)})
         check_numbers(values, NUMBERS)
         check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])
@@ -165,6 +166,7 @@ class MethodBase:
             from_scratch=settings.from_scratch,
             remat=settings.remat,
             dtype=self.dtype,
+            attention_kernel=self.attention,
         )
         try:
             if name.startswith(CLIP):

@@ -40,8 +40,9 @@ class ClipPretraining(MethodBase):
         try:
             self.size = clip_size(settings.backbone)
             self.visual = clip_visual(
-                settings.backbone, meta.image_size, settings.stride, from_scratch=settings.from_scratch, dtype=self.dtype
-            )
+                settings.backbone, meta.image_size, settings.stride, from_scratch=settings.from_scratch, dtype=self.dtype,
+                attention_kernel=self.attention,
+            )  # fmt: skip
             self.text = clip_text(settings.backbone, len(tiny_vocabulary()), dtype=self.dtype)
         except ValueError as error:
             raise UserError(f"config.method.backbone: {error}") from error

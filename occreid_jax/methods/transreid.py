@@ -46,7 +46,7 @@ class TransReID(Baseline):
                 raise UserError(f"config.method.shuffle_groups: {error}") from error
         self.jpm = JigsawPatchModule(
             encoder.size, settings.parts, settings.shift, settings.shuffle_groups, settings.rearrange,
-            encoder.drop_path, encoder.epsilon, encoder.dtype, encoder.remat, encoder.activation,
+            encoder.drop_path, encoder.epsilon, encoder.dtype, encoder.remat, encoder.activation, encoder.attention_kernel,
         )  # fmt: skip
 
     def trunk(self, params: Params, batch: Batch, rng: Array | None = None) -> Array:

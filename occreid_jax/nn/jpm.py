@@ -44,12 +44,13 @@ class Branch(nn.Module):
     dtype: jnp.dtype
     remat: bool
     activation: Callable[[Array], Array]
+    attention_kernel: str
 
     @nn.compact
     def __call__(self, tokens: Array, train: bool, return_cls_logits: bool = False) -> tuple[Array, Array | None]:
         block = transformer_block(
             self.size, self.drop_path, self.epsilon, self.dtype, remat=self.remat, name="block",
-            activation=self.activation,
+            activation=self.activation, attention_kernel=self.attention_kernel,
         )  # fmt: skip
         tokens, cls_logits = block(tokens, train, None, return_cls_logits)
         return LayerNorm(self.epsilon, name="norm")(tokens[:, 0]), cls_logits
@@ -72,11 +73,12 @@ class JigsawPatchModule(nn.Module):
     dtype: jnp.dtype = jnp.float32
     remat: bool = False
     activation: Callable[[Array], Array] = gelu
+    attention_kernel: str = "auto"
 
     @nn.compact
     def __call__(self, tokens: Array, train: bool, return_cls_logits: bool = False) -> tuple[tuple[Array, ...], Array | None]:
         batch, count, width = tokens.shape
-        settings = self.size, self.drop_path, self.epsilon, self.dtype, self.remat, self.activation
+        settings = self.size, self.drop_path, self.epsilon, self.dtype, self.remat, self.activation, self.attention_kernel
         whole, cls_logits = Branch(*settings, name="global")(tokens, train, return_cls_logits)
         length = (count - 1) // self.parts
         order = jigsaw_order(count - 1, self.shift, self.groups) if self.rearrange else np.arange(count - 1)

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from occreid_jax.nn.attention import attend
+
 Array = jax.Array
 
 
@@ -141,6 +143,7 @@ class Attention(nn.Module):
     scale: float | None = None  # of the query-key products; None: 1 / sqrt(width / heads)
     dropout: float = 0.0  # of the attention weights, in training
     deviations: Deviations = Deviations()
+    kernel: str = "auto"  # as `occreid_jax.nn.attention.attend` chooses it
 
     @nn.compact
     def __call__(
@@ -152,13 +155,13 @@ class Attention(nn.Module):
         qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=initial, name="qkv")(x)
         # Cut before heads get an axis: a TPU cuts whole lanes, where [B, T, 3, heads, width] has to be laid out anew.
         query, key, value = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
-        if train and self.dropout:  # the library's attention has no dropout
+        if train and self.dropout:  # no kernel has dropout
             logits = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
             weights = nn.Dropout(self.dropout, deterministic=False)(weights.astype(self.dtype))
             out = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
         else:
-            out = jax.nn.dot_product_attention(query, key, value, mask=mask, scale=scale)
+            out = attend(query, key, value, mask=mask, scale=scale, choice=self.kernel)
         cls_logits = None
         if return_cls_logits:
             cls_logits = scale * jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
@@ -203,6 +206,7 @@ class Block(nn.Module):
     dropout: float = 0.0
     attention_dropout: float = 0.0
     deviations: Deviations = Deviations()
+    attention_kernel: str = "auto"
 
     @nn.compact
     def __call__(
@@ -210,8 +214,9 @@ class Block(nn.Module):
     ) -> tuple[Array, Array | None]:
         width = x.shape[-1]
         attention = Attention(
-            self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, self.deviations, name="attn"
-        )
+            self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, self.deviations,
+            self.attention_kernel, name="attn",
+        )  # fmt: skip
         y, cls_logits = attention(LayerNorm(self.epsilon, self.dtype, name="norm1")(x), train, mask, return_cls_logits)
         y = nn.Dropout(self.dropout, deterministic=not train)(y)
         x = x + DropPath(self.drop_path)(y, train)

@@ -179,6 +179,7 @@ class ViT(nn.Module):
     activation: Callable[[Array], Array] = gelu
     projection_width: int = 0  # E of the output projection; 0: none
     clip_values: bool = False
+    attention_kernel: str = "auto"  # a choice of `occreid_jax.nn.attention.attend`
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -214,7 +215,7 @@ class ViT(nn.Module):
     def make_block(self, drop_path: float, name: str) -> Block:
         return transformer_block(
             self.size, drop_path, self.epsilon, self.dtype, self.dropout, self.attention_dropout, self.remat, name,
-            self.activation, clip_deviations(self.size) if self.clip_values else None,
+            self.activation, clip_deviations(self.size) if self.clip_values else None, self.attention_kernel,
         )  # fmt: skip
 
     def embed_patches(self, images: Array) -> Array:
@@ -317,13 +318,15 @@ def transformer_block(
     name: str | None = None,
     activation: Callable[[Array], Array] = gelu,
     deviations: Deviations | None = None,
+    attention_kernel: str = "auto",
 ) -> Block:
     """One block of an encoder of this size; ``remat`` computes it again in the backward pass instead of keeping its insides."""
     block = nn.remat(Block, static_argnums=(2, 4)) if remat else Block
     return block(
         size.heads, size.mlp_ratio, drop_path, epsilon, dtype, activation,
         qkv_bias=size.qkv_bias, attention_scale=size.attention_scale,
-        dropout=dropout, attention_dropout=attention_dropout, deviations=deviations or Deviations(), name=name,
+        dropout=dropout, attention_dropout=attention_dropout, deviations=deviations or Deviations(),
+        attention_kernel=attention_kernel, name=name,
     )  # fmt: skip
 
 
