@@ -54,7 +54,8 @@ def colour_jitter(key: Array, image: Array, brightness: float, contrast: float, 
         """One of the first three: away from black, from the mean grey or from each pixel's own; the fourth has a factor of 1."""
         greys = grey(image)
         other = jnp.where(change == 1, jnp.mean(greys), jnp.where(change == 2, greys, 0.0))
-        return jnp.clip(other + (image - other) * factors[change], 0.0, 1.0)
+        factor = jnp.sum(jnp.where(jnp.arange(4) == change, factors, 0.0))  # a look-up would be a gather of its own on a TPU
+        return jnp.clip(other + (image - other) * factor, 0.0, 1.0)
 
     def turned(image: Array) -> Array:
         return jnp.clip(shift_hue(image, hue * draws[3]), 0.0, 1.0)
