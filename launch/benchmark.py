@@ -23,7 +23,6 @@ flags.mark_flag_as_required("config")
 
 
 def main() -> None:
-    import dataclasses
     from pathlib import Path
 
     import jax
@@ -34,7 +33,7 @@ def main() -> None:
     from occreid_jax import distributed, methods
     from occreid_jax.errors import UserError
     from occreid_jax.files import write_json
-    from occreid_jax.train.performance import made_up, measure_embed, measure_train, peak_flops
+    from occreid_jax.train.performance import made_up, measure_embed, measure_train, peak_flops, with_batch
     from occreid_jax.types import Meta
 
     distributed.initialise()
@@ -58,9 +57,7 @@ def main() -> None:
         print("the peak of this device is not known, so utilisation is left out")
     figures = {"device": kind, "devices": devices.count, "jax": jax.__version__, "train": [], "embed": []}
     for size in [int(size) for size in BATCH_SIZES.value] or [stage.sampler.batch_size]:
-        block = stage.sampler.copy_and_resolve_references()
-        block.batch_size = size
-        row = measure_train(method, dataclasses.replace(stage, sampler=block), columns, devices, STEPS.value)
+        row = measure_train(method, with_batch(stage, size), columns, devices, STEPS.value)
         figures["train"].append(row)
         print(f"train  {described(row)}", flush=True)
         row = measure_embed(method, columns, size, devices, STEPS.value)

@@ -42,6 +42,7 @@ def main() -> None:
     from configs import common
     from occreid_jax.files import write_json
     from occreid_jax.programs import compiled, figures, hlo, topologies
+    from occreid_jax.train.performance import with_batch
 
     config = CONFIG.value
     devices = topologies.open_topology(TOPOLOGY.value, config.mesh.shard_optimizer)
@@ -59,7 +60,7 @@ def main() -> None:
                 program = compiled.compile_embed(method, devices, batch, options)
             else:
                 batch = BATCH.value or stages[name].sampler.batch_size
-                program = compiled.compile_stage(method, config, compiled.with_batch(stages[name], batch), devices, options)
+                program = compiled.compile_stage(method, config, with_batch(stages[name], batch), devices, options)
             row = figures.figures(program, hlo.Text(program.text))
             found["programs"].append(row)
             print("\n".join(lines(row)), flush=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from occreid_jax import distributed
 from occreid_jax.acceptance.hardware import share
 from occreid_jax.acceptance.run import read_rows
 from occreid_jax.acceptance.task import Task, accelerator
-from occreid_jax.train.performance import made_up, measure_embed, measure_train, prepare_step
+from occreid_jax.train.performance import made_up, measure_embed, measure_train, prepare_step, with_batch
 from occreid_jax.types import Method, Stage
 
 STEPS = 10  # that are timed
@@ -65,19 +64,11 @@ def speed(task: Task) -> Iterator[dict[str, Any]]:
     for name, method, stage in task.stages("auto", task.published):
         sizes = [stage.sampler.batch_size] if name != "baseline" else [64, 256] if task.published else [16, 32]
         for size in sizes:
-            sized = resized(stage, size)
-            row = measure_train(method, sized, made_up(method.meta), devices, STEPS)
+            row = measure_train(method, with_batch(stage, size), made_up(method.meta), devices, STEPS)
             yield speed_row(name, stage.name, row, measured)
             if stage is method.stages()[-1]:
                 row = measure_embed(method, made_up(method.meta), size, devices, STEPS)
                 yield speed_row(name, "embedding", row, measured)
-
-
-def resized(stage: Stage, size: int) -> Stage:
-    """The stage with another batch size."""
-    sampler = stage.sampler.copy_and_resolve_references()
-    sampler.batch_size = size
-    return dataclasses.replace(stage, sampler=sampler)
 
 
 def speed_row(name: str, stage: str, row: dict[str, Any], measured: float) -> dict[str, Any]:

@@ -97,13 +97,6 @@ def per_chip(name: str, batch_size: int, devices: Devices) -> int:
     return batch_size // devices.count
 
 
-def with_batch(stage: Stage, batch_size: int) -> Stage:
-    """``stage`` with another batch size."""
-    block = stage.sampler.copy_and_resolve_references()
-    block.batch_size = batch_size
-    return dataclasses.replace(stage, sampler=block)
-
-
 def stage_shapes(method: Method, config, stage: Stage) -> tuple[StageStep, tuple, Facts]:
     """The step of ``stage`` at its batch size, the shapes of its arguments, and what a judge of its program must know.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -95,6 +96,13 @@ def figures(
         "utilisation": rate * flops_per_image / peak if peak else 0.0,
         "work_gigabytes": memory.temp_size_in_bytes / 1e9 if memory is not None else None,
     }
+
+
+def with_batch(stage: Stage, batch_size: int) -> Stage:
+    """``stage`` with another batch size."""
+    block = stage.sampler.copy_and_resolve_references()
+    block.batch_size = batch_size
+    return dataclasses.replace(stage, sampler=block)
 
 
 class Prepared(NamedTuple):
