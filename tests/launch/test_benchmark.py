@@ -12,9 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_two_batch_sizes(tmp_path):
-    command = [sys.executable, str(ROOT / "launch" / "benchmark.py"), "--config=configs/baseline.py:pretrained=false,backbone=micro"]
-    sizes = ["--config.data.image_size=64,32", "--batch_sizes=8,16", "--steps=2", "--pictures=64", f"--json={tmp_path / 'speed.json'}"]
-    ended = subprocess.run([*command, *sizes], cwd=ROOT, capture_output=True, text=True)
+    command = [
+        sys.executable, str(ROOT / "launch" / "benchmark.py"), "--config=configs/baseline.py:pretrained=false,backbone=micro",
+        "--config.data.image_size=64,32", "--batch_sizes=8,16", "--steps=2", "--pictures=64", f"--json={tmp_path / 'speed.json'}",
+    ]  # fmt: skip
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     found = json.loads((tmp_path / "speed.json").read_text())
     for kind in ("train", "embed"):
