@@ -57,6 +57,14 @@ def test_gradients_left_out():
     assert told("gradients", facts=facts) == []  # of which a sentence uses a few rows
 
 
+def test_prototypes_may_be_summed_three_times():
+    facts = FACTS._replace(trained={"prototypes/weight": (96, 32), "neck/scale": (32,)})
+    summed = REDUCTION.format("bf16[96,32]{1,0}", BACKWARD).replace("%x", "%nothing")
+    others = [summed.replace("all-reduce.9", f"all-reduce.{n}").replace("channel_id=9", f"channel_id={n}") for n in (11, 12, 13)]
+    assert told("gradients", *others[:2], facts=facts) == []
+    assert told("gradients", *others, facts=facts) == ["12,288 numbers of gradients are summed over the chips, but 3,072 move"]
+
+
 def test_copies_of_tables(monkeypatch):
     assert told("tables") == []  # 48,000 bytes are few
     monkeypatch.setattr(checks, "LARGE", 48_000)
