@@ -70,11 +70,11 @@ def reshuffling(text: Text, facts: Facts) -> list[str]:
 def gradients_once(text: Text, facts: Facts) -> list[str]:
     """As many numbers of gradients are summed over the chips as parameters move: none twice, none left out.
 
-    What has no more numbers than two of the longest vectors is passed over: biases and norms are little, the backward pass of
-    batch normalisation sums others beside them, and a table of six cameras is summed as one of eight rows.
+    What has no more numbers than four of the longest vectors is passed over: biases and norms are little, the backward pass of
+    batch normalisation sums others beside them, and a table of eight cameras is summed as one of ten rows.
     """
     vectors = [shape[0] for shape in (facts.trained | facts.statistics).values() if len(shape) == 1]
-    few = 2 * max(vectors, default=0)
+    few = 4 * max(vectors, default=0)
     sizes = {path: math.prod(shape) for path, shape in facts.trained.items() if math.prod(shape) > few}
     trained, partly = sum(sizes.values()), sum(size for path, size in sizes.items() if re.search(PARTLY, path))
     most = trained + sum(AGAIN.get(path, 0) * size for path, size in sizes.items())

@@ -40,7 +40,7 @@ def test_rows_moved_from_chip_to_chip():
         ("bf16[96,32]{1,0}", "", True),  # not known to be anything else
         ("bf16[96,32]{1,0}", FORWARD, False),
         ("f32[16,96]{1,0}", BACKWARD, False),  # features of the whole batch
-        ("f32[64]{0}", BACKWARD, False),  # no more than two vectors
+        ("f32[128]{0}", BACKWARD, False),  # no more than four vectors
         ("s32[96,32]{1,0}", BACKWARD, False),
     ],
 )
