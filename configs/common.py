@@ -90,6 +90,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.mesh = dict(
         devices=0,  # 0: all devices
         shard_optimizer=False,  # each device keeps and updates its piece of the optimiser's state, instead of all of it
+        overlap=False,  # TPUs: gradients are summed over the devices beside the backward pass, not after it
     )
     config.loop = dict(
         steps_per_call=1,  # training steps in one call of the jitted step; raise it when a step takes less than 5 ms

@@ -41,7 +41,7 @@ def main() -> None:
     configuration.validate(config)
     if not all(size.isdigit() and int(size) > 0 for size in BATCH_SIZES.value):
         raise UserError(f"--batch_sizes={','.join(BATCH_SIZES.value)}: give numbers, for example --batch_sizes=64,256")
-    devices = distributed.devices(config.mesh.devices, config.mesh.shard_optimizer)
+    devices = distributed.devices(config.mesh.devices, **distributed.switches(config.mesh))
     preset = common.DATASETS[config.data.name]
     meta = Meta(preset["identities"], preset["cameras"], tuple(config.data.image_size), PICTURES.value)
     method = methods.create(config, meta)

@@ -40,12 +40,13 @@ def main() -> None:
     from pathlib import Path
 
     from configs import common
+    from occreid_jax import distributed
     from occreid_jax.files import write_json
     from occreid_jax.programs import compiled, figures, hlo, topologies
     from occreid_jax.train.performance import with_batch
 
     config = CONFIG.value
-    devices = topologies.open_topology(TOPOLOGY.value, config.mesh.shard_optimizer)
+    devices = topologies.open_topology(TOPOLOGY.value, **distributed.switches(config.mesh))
     options = topologies.compiler_options(TOPOLOGY.value) | given_options()
     preset = common.DATASETS[config.data.name]
     found = {"topology": TOPOLOGY.value, "jax": jax.__version__, "dtype": "", "depth": DEPTH.value or None, "programs": []}

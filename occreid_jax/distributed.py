@@ -11,6 +11,7 @@ import dataclasses
 import os
 import signal
 from collections.abc import Callable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -22,6 +23,16 @@ from occreid_jax.errors import UserError
 
 SMALL = 2**14  # elements of an array that is not worth being spread: a collective of its own would cost more
 
+# What makes the TPU compiler send sums of gradients in pieces beside the backward pass, instead of all of them after it.
+OVERLAP = MappingProxyType({
+    "xla_enable_async_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion": True,
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce": True,
+    "xla_tpu_enable_async_collective_fusion_multiple_steps": True,
+    "xla_tpu_overlap_compute_collective_tc": True,
+    "xla_jf_crs_combiner_threshold_in_bytes": 2**20,  # gradients that travel together are never sent beside other work
+})  # fmt: skip
+
 
 @dataclasses.dataclass(frozen=True)
 class Devices:
@@ -32,10 +43,16 @@ class Devices:
     rows: NamedSharding
     steps: NamedSharding
     shard_optimizer: bool = False  # whether each device keeps and updates a piece of the optimiser's state
+    overlap: bool = False  # whether gradients of TPUs are summed beside the backward pass
 
     @property
     def count(self) -> int:
         return self.mesh.devices.size
+
+    @property
+    def compiler_options(self) -> dict[str, Any]:
+        """What the compiler of a training step is told: `OVERLAP` where that is asked for, on TPUs alone."""
+        return dict(OVERLAP) if self.overlap and self.mesh.devices.flat[0].platform == "tpu" else {}
 
     def optimizer(self, state: Any) -> Any:
         """The sharding of every array of an optimiser's state: with ``shard_optimizer`` over the devices along the first axis
@@ -48,6 +65,11 @@ class Devices:
             return NamedSharding(self.mesh, PartitionSpec(*[None] * axis, "data"))
 
         return jax.tree.map(one, state)
+
+
+def switches(mesh: Any) -> dict[str, bool]:
+    """Those of `Devices` as the config block ``mesh`` has them; runs that are older than a switch have it off."""
+    return {name: bool(mesh.get(name, False)) for name in ("shard_optimizer", "overlap")}
 
 
 def initialise() -> None:
@@ -70,19 +92,19 @@ def initialise() -> None:
     jax.distributed.initialize(coordinator, num_processes=processes, process_id=process)
 
 
-def devices(count: int = 0, shard_optimizer: bool = False) -> Devices:
-    """The mesh over ``count`` devices (0: all); ``shard_optimizer`` as in `Devices`."""
+def devices(count: int = 0, **options: bool) -> Devices:
+    """The mesh over ``count`` devices (0: all); ``options`` are the switches of `Devices`."""
     found = jax.devices()
     if count > len(found):
         raise UserError(f"config.mesh.devices is {count} but this machine has {len(found)}; 0 takes all")
-    return over(found[: count or len(found)], shard_optimizer)
+    return over(found[: count or len(found)], **options)
 
 
-def over(found: Sequence[jax.Device], shard_optimizer: bool = False) -> Devices:
+def over(found: Sequence[jax.Device], **options: bool) -> Devices:
     """The mesh over the given devices; they need not be those of this machine, see `occreid_jax.programs.topologies`."""
     mesh = Mesh(np.array(found), ("data",))
     shardings = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in ((), ("data",), (None, "data")))
-    return Devices(mesh, *shardings, shard_optimizer)
+    return Devices(mesh, *shardings, **options)
 
 
 def is_lead() -> bool:

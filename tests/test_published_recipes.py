@@ -20,6 +20,7 @@ COMMON = {  # of every training: TransReID's code, which all others begin with
     "evaluation.rerank": "",
     "evaluation.expansion": "",
     "mesh.shard_optimizer": False,
+    "mesh.overlap": False,
     "attention": "auto",
 }
 GROUPS_OF_4 = {"sampler.name": "identity", "sampler.batch_size": 64, "sampler.images_per_identity": 4}  # 16 x 4

@@ -45,15 +45,15 @@ def compiler_options(name: str) -> dict[str, bool | int]:
     return dict(DEVICELESS) if is_gpu(name) else {}
 
 
-def open_topology(name: str, shard_optimizer: bool = False) -> Devices:
-    """The mesh over all chips of the topology ``name``, such as "v5e:2x4" or "h100:8"; ``shard_optimizer`` as in `Devices`.
+def open_topology(name: str, **options: bool) -> Devices:
+    """The mesh over all chips of the topology ``name``, such as "v5e:2x4" or "h100:8"; ``options`` are the switches of `Devices`.
 
     Raises `UserError` for a name that is not in `KNOWN`, and where the compiler is not installed.
     """
     if name not in KNOWN:
         listed = "; ".join(f"{each}: {' '.join(shapes)}" for each, shapes in (TPUS | GPUS).items())
         raise UserError(f"topology '{name}' is unknown; name and shape with a colon between, as in v5e:2x4, of {listed}")
-    return distributed.over(gpus(name) if is_gpu(name) else tpus(name), shard_optimizer)
+    return distributed.over(gpus(name) if is_gpu(name) else tpus(name), **options)
 
 
 def tpus(name: str) -> list[jax.Device]:

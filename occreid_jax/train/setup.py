@@ -150,7 +150,7 @@ def open_dataset(config, reporter: Reporter, need_train: bool = True) -> Dataset
 def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     """Opens dataset, devices and method. ``meta`` is that of the training run when another dataset is evaluated."""
     configuration.validate(config)
-    devices = distributed.devices(config.mesh.devices, config.mesh.get("shard_optimizer", False))
+    devices = distributed.devices(config.mesh.devices, **distributed.switches(config.mesh))
     if meta is None:
         # With a made-up dataset first: a wrong name of a method or a backbone is told before anything is read or rendered.
         methods.create(config, Meta(identities=2, cameras=2, image_size=tuple(config.data.image_size), images=2))

@@ -108,4 +108,5 @@ class StageStep:
             in_shardings=(state, kept, devices.steps),
             out_shardings=(state, kept),
             donate_argnums=0,
+            compiler_options=devices.compiler_options or None,
         )

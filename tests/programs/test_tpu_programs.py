@@ -6,7 +6,10 @@ batch nor the number of pictures is a side of any parameter, so that the rules c
 
 import importlib
 import importlib.util
+import re
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from configs import common
@@ -49,3 +52,37 @@ def test_a_step_on_four_chips(name, stage):
     assert list(text.collectives())  # gradients are summed over the chips
     broken = {rule: found for rule, check in checks.RULES.items() if (found := check(text, program.facts))}
     assert not broken, "\n".join(f"{rule}: {line}" for rule, lines in broken.items() for line in lines)
+
+
+def places(lines: list[str], end: str) -> dict[str, int]:
+    """Where asynchronous collectives start, or are done: their numbers -> lines."""
+    found = ((number, re.match(rf"  %async-collective-{end}(\S*) = ", line)) for number, line in enumerate(lines))
+    return {match[1]: number for number, match in found if match}
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=REASON)
+def test_gradients_are_summed_beside_the_backward_pass():
+    """With ``mesh.overlap`` sums begin before products of the backward pass and end after them; without it none does."""
+    spans = {}
+    for overlap in (False, True):
+        devices = topologies.open_topology("v5e:2x2", overlap=overlap)
+
+        def loss(weights, x):
+            for weight in weights:
+                x = x + jnp.tanh(x @ weight.astype(x.dtype))
+            return jnp.mean(jnp.square(x.astype(jnp.float32)))
+
+        def step(weights, x):
+            return jax.tree.map(lambda weight, gradient: weight - gradient, weights, jax.grad(loss)(weights, x))
+
+        whole, kept = devices.replicated, [jax.ShapeDtypeStruct((2048, 2048), jnp.float32)] * 4
+        options = devices.compiler_options or None
+        function = jax.jit(step, in_shardings=(whole, devices.rows), out_shardings=whole, compiler_options=options)
+        with compiled.whole_compiler():
+            text = function.lower(kept, jax.ShapeDtypeStruct((64, 128, 2048), jnp.bfloat16)).compile().as_text()
+        lines = text[text.index("\nENTRY ") :].splitlines()
+        starts, ends = (places(lines, end) for end in ("start", "done"))
+        between = [lines[start + 1 : ends[name]] for name, start in starts.items()]
+        spans[overlap] = [any("fusion(" in line and "transpose(jvp" in line for line in piece) for piece in between]
+    assert spans[False] == [] and len(spans[True]) >= 2 and any(spans[True])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import re
+import types
 
 import chex
 import jax
@@ -63,10 +64,19 @@ def test_which_pieces_of_an_optimiser_a_device_keeps():
     """The first axis that divides by eight; small arrays and those that do not divide stay whole."""
     shapes = {"vector": (2**14,), "second": (3, 2**12, 8), "small": (8, 2**11 - 1), "odd": (129, 1001), "count": ()}
     state_ = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
-    on, off = (distributed.devices(8, shard).optimizer(state_) for shard in (True, False))
+    on, off = (distributed.devices(8, shard_optimizer=shard).optimizer(state_) for shard in (True, False))
     pieces = {name: sharding.shard_shape(shapes[name]) for name, sharding in on.items()}
     assert pieces == shapes | {"vector": (2**11,), "second": (3, 2**9, 8)}
     assert all(sharding.is_fully_replicated for sharding in off.values())
+
+
+def test_what_the_compiler_of_tpus_is_told_no_other_is():
+    cpus = distributed.devices(2, overlap=True)
+    chips = dataclasses.replace(cpus, mesh=types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform="tpu")] * 2)))
+    assert (cpus.compiler_options, chips.compiler_options) == ({}, dict(distributed.OVERLAP))
+    assert dataclasses.replace(chips, overlap=False).compiler_options == {}
+    older = ml_collections.ConfigDict({"devices": 0, "overlap": True})  # a run from before the other switch
+    assert distributed.switches(older) == {"shard_optimizer": False, "overlap": True}
 
 
 def run(setup, plan, step, current, columns, count=3, chunk=1):
