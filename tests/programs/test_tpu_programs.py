@@ -66,7 +66,7 @@ def test_gradients_are_summed_beside_the_backward_pass():
     """With ``mesh.overlap`` sums begin before products of the backward pass and end after them; without it none does."""
     spans = {}
     for overlap in (False, True):
-        devices = topologies.open_topology("v5e:2x2", overlap=overlap)
+        devices = topologies.open_topology(TOPOLOGY, overlap=overlap)
 
         def loss(weights, x):
             for weight in weights:
