@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from occreid_jax.nn.layers import BatchNorm, LayerNorm, gelu, torch_uniform
+from occreid_jax.nn.layers import BatchNorm, LayerNorm, gelu, torch_dense
 from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
@@ -37,12 +37,6 @@ def search(features: Array, bank: Array, count: int, labels: Array | None = None
     return jax.lax.top_k(cosines, count)[1]
 
 
-def dense(features: int, fan_in: int, name: str, use_bias: bool = True, dtype: jnp.dtype = jnp.float32) -> nn.Dense:
-    """A linear layer with the initial values of torch's."""
-    initial = torch_uniform(fan_in)
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=initial, bias_init=initial, name=name)
-
-
 class PartScore(nn.Module):
     """How much of a stripe is the person: [B, D] -> float32 [B] in (0, 1). Two linear layers with a LayerNorm between (Eq. 1)."""
 
@@ -50,8 +44,8 @@ class PartScore(nn.Module):
     def __call__(self, feature: Array) -> Array:
         width = feature.shape[-1]
         hidden = width // REDUCTION
-        x = dense(hidden, width, "compress")(feature)
-        return nn.sigmoid(dense(1, hidden, "score")(LayerNorm(EPSILON, name="norm")(x)))[:, 0]
+        x = torch_dense(hidden, width, "compress")(feature)
+        return nn.sigmoid(torch_dense(1, hidden, "score")(LayerNorm(EPSILON, name="norm")(x)))[:, 0]
 
 
 class OcclusionErasing(nn.Module):
@@ -88,11 +82,11 @@ class FeedForward(nn.Module):
             raise ValueError(f"unknown ffn '{self.kind}'; it must be one of {', '.join(FFNS)}")
         width = x.shape[-1]
         hidden, norm = EXPANSION * width, LayerNorm(EPSILON, name="norm")
-        last = dense(width, hidden, "fc2", dtype=self.dtype)
+        last = torch_dense(width, hidden, "fc2", dtype=self.dtype)
         if self.kind == "geglu":
-            value, gate = jnp.split(dense(2 * hidden, width, "fc1", dtype=self.dtype)(norm(x)), 2, axis=-1)
+            value, gate = jnp.split(torch_dense(2 * hidden, width, "fc1", dtype=self.dtype)(norm(x)), 2, axis=-1)
             return last(value * gelu(gate)).astype(jnp.float32)
-        return norm(x + last(gelu(dense(hidden, width, "fc1", dtype=self.dtype)(x))).astype(jnp.float32))
+        return norm(x + last(gelu(torch_dense(hidden, width, "fc1", dtype=self.dtype)(x))).astype(jnp.float32))
 
 
 class FeatureDiffusion(nn.Module):
@@ -133,14 +127,14 @@ class Diffusion(nn.Module):
         if width % self.heads:
             raise ValueError(f"{self.heads} heads do not divide the width {width}")
         size = width // self.heads
-        query = dense(width, width, "query", False, self.dtype)(features).reshape(batch, self.heads, size)
-        pair = dense(2 * width, width, "key_value", False, self.dtype)(memory).reshape(batch, -1, 2, self.heads, size)
+        query = torch_dense(width, width, "query", self.dtype, False)(features).reshape(batch, self.heads, size)
+        pair = torch_dense(2 * width, width, "key_value", self.dtype, False)(memory).reshape(batch, -1, 2, self.heads, size)
         key, value = pair[:, :, 0], pair[:, :, 1]
         logits = self.scale * jnp.einsum("bhd,bkhd->bhk", query, key, preferred_element_type=jnp.float32)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         taken = jnp.einsum("bhk,bkhd->bhd", weights, value)
         joined = taken.transpose(1, 0, 2) if self.scramble else taken
-        return dense(width, width, "out", dtype=self.dtype)(joined.reshape(batch, width)).astype(jnp.float32)
+        return torch_dense(width, width, "out", dtype=self.dtype)(joined.reshape(batch, width)).astype(jnp.float32)
 
 
 def feature_diffusion_flops(width: int, parts: int, neighbours: int, ffn: str = "geglu") -> float:

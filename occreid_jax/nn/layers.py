@@ -46,6 +46,12 @@ def torch_uniform(fan_in: int):
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def torch_dense(features: int, fan_in: int, name: str, dtype: jnp.dtype = jnp.float32, use_bias: bool = True) -> nn.Dense:
+    """A linear layer with the initial values of PyTorch's."""
+    initial = torch_uniform(fan_in)
+    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=initial, bias_init=initial, name=name)
+
+
 class Deviations(NamedTuple):
     """Standard deviations of a block's initial kernels; biases start at 0. The default is that of ViT, DeiT and TransReID."""
 

@@ -15,16 +15,10 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from occreid_jax.nn.blending import SUB_WIDTH
-from occreid_jax.nn.layers import LayerNorm, gelu, torch_uniform
+from occreid_jax.nn.layers import LayerNorm, gelu, torch_dense
 
 Array = jax.Array
 EPSILON = 1e-5  # of all LayerNorms
-
-
-def dense(features: int, fan_in: int, name: str, dtype: jnp.dtype, use_bias: bool = True) -> nn.Dense:
-    """A linear layer with the initial values of torch's."""
-    initial = torch_uniform(fan_in)
-    return nn.Dense(features, use_bias, dtype=dtype, kernel_init=initial, bias_init=initial, name=name)
 
 
 class SubVectorBlending(nn.Module):
@@ -54,15 +48,15 @@ class SubVectorBlending(nn.Module):
         asked = LayerNorm(EPSILON, self.dtype, name="norm_query")(x)
         offered = LayerNorm(EPSILON, self.dtype, name="norm_global")(source)
         per_head = (*x.shape[:2], self.heads, SUB_WIDTH // self.heads)
-        query = dense(SUB_WIDTH, SUB_WIDTH, "query", self.dtype, False)(asked).reshape(per_head)
-        pair = dense(2 * SUB_WIDTH, SUB_WIDTH, "key_value", self.dtype, False)(offered)
+        query = torch_dense(SUB_WIDTH, SUB_WIDTH, "query", self.dtype, False)(asked).reshape(per_head)
+        pair = torch_dense(2 * SUB_WIDTH, SUB_WIDTH, "key_value", self.dtype, False)(offered)
         key, value = (half.reshape(per_head) for half in jnp.split(pair, 2, axis=-1))
         mixed = jax.nn.dot_product_attention(query, key, value)
         if self.scramble:
             mixed = mixed.transpose(2, 0, 1, 3)  # [heads, B, pieces, 16 / heads], read on as [B, pieces, 16]
-        x = x + dense(SUB_WIDTH, SUB_WIDTH, "out", self.dtype)(mixed.reshape(sub)).astype(jnp.float32)
-        hidden = gelu(dense(SUB_WIDTH, SUB_WIDTH, "fc1", self.dtype)(LayerNorm(EPSILON, self.dtype, name="norm_mlp")(x)))
-        return (x + dense(SUB_WIDTH, SUB_WIDTH, "fc2", self.dtype)(hidden).astype(jnp.float32)).reshape(-1, width)
+        x = x + torch_dense(SUB_WIDTH, SUB_WIDTH, "out", self.dtype)(mixed.reshape(sub)).astype(jnp.float32)
+        hidden = gelu(torch_dense(SUB_WIDTH, SUB_WIDTH, "fc1", self.dtype)(LayerNorm(EPSILON, self.dtype, name="norm_mlp")(x)))
+        return (x + torch_dense(SUB_WIDTH, SUB_WIDTH, "fc2", self.dtype)(hidden).astype(jnp.float32)).reshape(-1, width)
 
 
 class RelationEnrichment(nn.Module):
@@ -78,11 +72,11 @@ class RelationEnrichment(nn.Module):
     def __call__(self, part: Array, whole: Array) -> Array:
         width = part.shape[-1]
         asked, offered = (
-            dense(width, width, name, self.dtype)(feature) for name, feature in (("conv_query", part), ("conv_part", whole))
+            torch_dense(width, width, name, self.dtype)(feature) for name, feature in (("conv_query", part), ("conv_part", whole))
         )
-        both = dense(width, 2 * width, "linear1", self.dtype)(jnp.concatenate([asked, offered], axis=-1))
-        relation = jax.nn.sigmoid(dense(1, width, "linear2", self.dtype)(both).astype(jnp.float32))
-        value = dense(width, width, "conv_value", self.dtype)(whole).astype(jnp.float32)
+        both = torch_dense(width, 2 * width, "linear1", self.dtype)(jnp.concatenate([asked, offered], axis=-1))
+        relation = jax.nn.sigmoid(torch_dense(1, width, "linear2", self.dtype)(both).astype(jnp.float32))
+        value = torch_dense(width, width, "conv_value", self.dtype)(whole).astype(jnp.float32)
         return part + self.param("share", nn.initializers.zeros, (1,)) * (value * relation + whole)
 
 

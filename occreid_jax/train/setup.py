@@ -85,8 +85,17 @@ class Setup:
             folder = self.config.data.get("occluders", "")
             seed = self.config.data.synthetic_seed
             self.library = occluders.read_library(folder) if folder else rendered_library(self.cache, seed, self.reporter)
+            self.reporter.line(f"occluders: {len(self.library.sides):,} {f'from {folder}' if folder else self.drawn}")
         tables = dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True)) if names else {}
         return {name: tables[name] for name in names}
+
+    @property
+    def drawn(self) -> str:
+        """What the rendered library is, in words: on photographs nobody should take it for the papers' objects."""
+        told = "rendered objects, as the pictures are"
+        if self.dataset.truth is None:
+            told = "rendered objects; config.data.occluders names cut-outs of photographs instead (docs/datasets.md)"
+        return told
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, where the dataset has ground truth, the

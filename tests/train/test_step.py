@@ -274,7 +274,10 @@ def test_the_default_library_is_rendered_once(new_setup, monkeypatch):
     monkeypatch.setattr(rendered, "RENDERED", 9)
     made = rendered.rendered_occluders
     monkeypatch.setattr(rendered, "rendered_occluders", lambda seed, task: made(seed, task, 9))
+    told = []
+    monkeypatch.setattr(setup.reporter, "line", told.append)
     tables = setup.shared(occluders.TABLES)
+    assert told == [f"occluders: 9 {setup.drawn}"] and "config.data.occluders names cut-outs" in told[0]  # photographs
     assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE * 4) and tables["occluder_sides"].dtype == np.int32
     monkeypatch.setattr(rendered, "rendered_occluders", None)
     again = new_setup()
