@@ -383,8 +383,8 @@ def test_every_row_of_the_tables_can_be_built(row):
     assert ("oem" in params) == (not whole and row != "npo_fdm") and ("fdm" in params) == (not whole and row != "npo_oem")
     assert method.neighbours == min(int(row[1:]) if row in ("k2", "k4", "k6", "k8") else 8, META.identities - 1)
     (stage,) = method.stages()
-    assert bool(stage.shared) == (row not in ("baseline", "erasing"))
-    assert config.stages.main.augment.erasing == (0.5 if row == "erasing" else 0.0)
+    assert bool(stage.shared) == (row not in ("baseline", "erasing", "all_erasing"))
+    assert config.stages.main.augment.erasing == (0.5 if row in ("erasing", "all_erasing") else 0.0)
     if whole:
         views = {"baseline": ("clean",), "erasing": ("occluded",), "npo": ("clean", "occluded")}[row]
         assert method.views("main") == views and stage.flops == len(views) * method.forward_flops()
