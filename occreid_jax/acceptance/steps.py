@@ -66,7 +66,7 @@ def speed(task: Task) -> Iterator[dict[str, Any]]:
         for size in sizes:
             row = measure_train(method, with_batch(stage, size), made_up(method.meta), devices, STEPS)
             yield speed_row(name, stage.name, row, measured)
-            if stage is method.stages()[-1]:
+            if stage.name == method.stages()[-1].name:
                 row = measure_embed(method, made_up(method.meta), size, devices, STEPS)
                 yield speed_row(name, "embedding", row, measured)
 

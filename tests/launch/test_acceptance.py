@@ -144,5 +144,7 @@ def test_the_whole_on_a_processor(tmp_path, capsys):
         # Eight bits of a number: half a per cent in what is summed over a batch. Selection by rank may jump.
         assert row["loss_difference"] < 0.01 and row["gradient_norm_difference"] < 0.05, row
         assert row["gradient_norm"] > 0, row
-    for name in ("devices", "peaks", "speed", "profile"):
+    speeds = [(row["method"], row["stage"], row["batch"]) for row in found["speed"]["rows"]]
+    assert speeds[:4] == [("baseline", kind, size) for size in (16, 32) for kind in ("main", "embedding")]
+    for name in ("devices", "peaks", "profile"):
         assert found[name]["rows"], name
