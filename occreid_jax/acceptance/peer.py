@@ -6,7 +6,6 @@ fused optimiser; cross entropy and a batch-hard triplet loss. Flip, crop and era
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,12 +20,12 @@ STEPS = 10
 
 def peer(task: Task) -> Iterator[dict[str, Any]]:
     """Images per second of training and embedding, beside those that the part "speed" found at the same batch size."""
-    missing = [name for name in ("torch", "timm") if importlib.util.find_spec(name) is None]
-    if missing:
-        yield {"left_out": f"{' and '.join(missing)} not installed; pip install torch timm"}
+    try:
+        import timm  # noqa: F401
+        import torch
+    except (ImportError, RuntimeError) as error:  # not there, or parts that do not fit each other
+        yield {"left_out": f"{str(error).splitlines()[0]}; pip install torch timm"}
         return
-    import torch
-
     device = "cuda" if torch.cuda.is_available() else "cpu"
     own = {(row["stage"], row["batch"]): row for row in read_rows(task.out, "speed") if row["method"] == "baseline"}
     sizes = sorted({batch for _, batch in own}) or [64]

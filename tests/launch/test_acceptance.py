@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from occreid_jax import methods
-from occreid_jax.acceptance import run, task
+from occreid_jax.acceptance import peer, run, task
 from occreid_jax.files import read_json
 from occreid_jax.train.performance import filled
 
@@ -59,6 +59,12 @@ def test_parts_for_which_no_time_is_left_are_told(tmp_path):
     found = run.accept(tmp_path, ROOT, 0.0, ("devices", "peaks"), (), True, words.append)
     assert [part["ended"] for part in found.values()] == ["not begun: no time left"] * 2
     assert found == read_json(tmp_path / "acceptance.json") and len(words) == 4
+
+
+def test_a_peer_that_cannot_be_imported_is_left_out(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    rows = list(peer.peer(task.Task(Path(), ROOT, 0.0, False, ())))
+    assert len(rows) == 1 and "timm" in rows[0]["left_out"] and rows[0]["left_out"].endswith("pip install torch timm")
 
 
 def test_a_table_shows_every_column_and_one_row_as_a_list():
