@@ -1,5 +1,6 @@
 """Which attention kernel a program gets, decided by what it is lowered for, and that cuDNN's computes what XLA's does."""
 
+import functools
 import importlib
 
 import chex
@@ -58,7 +59,7 @@ def test_encoders_hand_the_choice_to_every_block(kernel):
         assert kernels(encoder.apply, params, images)["cuda"] == expected  # blocks
         tokens = jax.ShapeDtypeStruct((2, 9, 32), jnp.bfloat16)
         module = jpm.JigsawPatchModule(encoder.size, dtype=jnp.bfloat16, attention_kernel=choice)
-        apply = lambda params, x, module=module: module.apply(params, x, False)  # noqa: E731
+        apply = functools.partial(module.apply, train=False)
         params = jax.eval_shape(lambda x, module=module: module.init(jax.random.key(0), x, False), tokens)
         assert kernels(apply, params, tokens)["cuda"] == expected  # branches
 
@@ -101,7 +102,10 @@ def test_an_unknown_choice_is_named():
 
 def outputs(function, qkv, weights):
     """What a kernel gives and its gradients, float32."""
-    total = lambda *qkv: jnp.sum(function(*qkv).astype(jnp.float32) * weights)  # noqa: E731
+
+    def total(*qkv):
+        return jnp.sum(function(*qkv).astype(jnp.float32) * weights)
+
     found = jax.jit(lambda *qkv: (function(*qkv), *jax.grad(total, argnums=(0, 1, 2))(*qkv)))(*qkv)
     return [np.asarray(x, np.float32) for x in found]
 
