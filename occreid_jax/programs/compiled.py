@@ -108,7 +108,7 @@ def stage_shapes(method: Method, config, stage: Stage) -> tuple[StageStep, tuple
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
     step = StageStep(method, plan, params, config.loop.accumulate)
     current = jax.eval_shape(lambda p, e: state.create(p, e, 0), params, extra)
-    current = current.replace(opt_state=jax.eval_shape(step.init, params))
+    current = current.replace(opt_state=step.shapes)
     known = table_shapes(meta)
     tables = {name: known[name] for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in known}
     kept = tables | (extra.get("tables", {}) if isinstance(extra, Mapping) else {})
