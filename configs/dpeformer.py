@@ -122,13 +122,16 @@ def get_config(arg: str = ""):
             absolute=False,  # so many tokens, whatever the grid is (official)
             fixed=0,  # so many of 128, whatever the gaps are; 0: dynamic
             proxy="patch",  # what tokens are compared with: patch (the one most like the cls token) | cls
-            order="spatial",  # selected tokens are pooled from top to bottom, or by score: spatial | rank
+            order="spatial",  # selected tokens are pooled from top to bottom, or by score: spatial | rank | stripes (ours)
             ignore_first_gap=False,  # the gap behind the proxy itself does not count
             normalise=True,  # compare unit vectors; False: plain products
             zero_based=False,  # the number of the widest gap counts from 0: one token too few (official)
             by_batch=False,  # tokens are pooled first to the smallest number in the batch (official)
             by_batch_at_test=False,  # compare features that depend on their batch; without it by_batch is refused at test time
         ),
+        # What ranks the tokens: learned (DPSM) | random | constant (the mean of the truth) | truth (where the visible person is,
+        # from the renderer)
+        location=dict(train="learned", test="learned"),
         blending=dict(
             on=True,
             kind="paper",  # paper (Eq. 7 to 12) | sub_vector (official) | relation (REM, Table VIII)

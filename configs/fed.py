@@ -104,6 +104,9 @@ def get_config(arg: str = ""):
         margin=config_dict.placeholder(float),  # of the triplet loss; unset: the soft margin
         label_smoothing=0.0,
         test_feature="erased",  # erased | diffused (needs the bank) | global
+        # What stripes are multiplied with: learned (OEM's scores) | random | constant (the mean of the truth) | truth (the share
+        # of the person in each stripe that is seen, from the renderer)
+        location=dict(train="learned", test="learned"),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )

@@ -49,7 +49,7 @@ def main() -> None:
     if not stages:
         raise UserError(f"config {config.method.name} has no stage {STAGE.value or 'that reads pictures'}")
     stage = stages[0]
-    columns = made_up(meta)
+    columns = made_up(method)
     height, width = meta.image_size
     kind = jax.devices()[0].device_kind
     print(f"{config.method.name}, stage {stage.name}, {height}x{width}, {np.dtype(method.dtype).name}, {devices.count} x {kind}")

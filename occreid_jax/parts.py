@@ -1,4 +1,5 @@
-"""Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth.
+"""Body-part labels: one uint8 per pixel, with the part in the low four bits and the occluder in the fifth; and how pictures are
+cut into cells.
 
 The part is *amodal*: it names the person's part at that pixel even where something stands in front of it, and `OCCLUDED` is
 added there. A pixel of an occluder over the background is ``OCCLUDED`` alone. Left and right are the person's own. Things
@@ -36,3 +37,10 @@ def flip_parts(parts):
 def visible_person(parts):
     """Labels uint8 [...] -> bool [...]: a part of the person that nothing covers (numpy or JAX array)."""
     return ((parts & PART_BITS) > 0) & ((parts & OCCLUDED) == 0)
+
+
+def overlaps(pixels: int, cells: int) -> np.ndarray:
+    """float64 [cells, pixels]: how much of every pixel a cell covers along one side, in units of a pixel's ``cells``-th part."""
+    cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels) * cells
+    shared = np.minimum(cell + pixels, pixel + cells) - np.maximum(cell, pixel)
+    return np.maximum(shared, 0).astype(np.float64)

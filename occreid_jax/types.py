@@ -110,8 +110,9 @@ class Aux(NamedTuple):
 class PrepareContext:
     """What `Method.prepare` may look at. ``pass_`` runs ``fn(params, extra, batch)`` over the whole training set.
 
-    ``pass_(fn)`` feeds un-augmented images in table order through `Method.transform` and returns the outputs as numpy arrays
-    [N, ...] in that order. ``labels`` is int32 [N], ``camids`` int32 [N].
+    ``pass_(fn, inputs=("image",))`` feeds un-augmented images in table order through `Method.transform`, with the other tables
+    that ``inputs`` names, and returns the outputs as numpy arrays [N, ...] in that order. ``labels`` is int32 [N], ``camids``
+    int32 [N].
     """
 
     params: Params
@@ -151,6 +152,10 @@ class Method(Protocol):
 
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
         """Features of a transformed batch, leaves [B, ...]; ``role`` is "query" or "gallery"."""
+        ...
+
+    def true_location(self, parts: Array) -> Array:
+        """Scores float32 [B, h, w] of a perfect localisation, of body-part labels uint8 [B, H, W]; see `methods.locations`."""
         ...
 
     def distance(self, query: Features, gallery: Features) -> Array:

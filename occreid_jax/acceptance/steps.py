@@ -43,7 +43,7 @@ def precision(task: Task) -> Iterator[dict[str, Any]]:
 
 def one_step(method: Method, stage: Stage, devices: distributed.Devices) -> dict[str, float]:
     """The metrics of one step from initial values."""
-    prepared = prepare_step(method, stage, made_up(method.meta), devices)
+    prepared = prepare_step(method, stage, made_up(method), devices)
     _, metrics = prepared.executable(prepared.state, prepared.tables, prepared.rows)
     return {name: float(values[0]) for name, values in metrics.items()}
 
@@ -64,10 +64,10 @@ def speed(task: Task) -> Iterator[dict[str, Any]]:
     for name, method, stage in task.stages("auto", task.published):
         sizes = [stage.sampler.batch_size] if name != "baseline" else [64, 256] if task.published else [16, 32]
         for size in sizes:
-            row = measure_train(method, with_batch(stage, size), made_up(method.meta), devices, STEPS)
+            row = measure_train(method, with_batch(stage, size), made_up(method), devices, STEPS)
             yield speed_row(name, stage.name, row, measured)
             if stage.name == method.stages()[-1].name:
-                row = measure_embed(method, made_up(method.meta), size, devices, STEPS)
+                row = measure_embed(method, made_up(method), size, devices, STEPS)
                 yield speed_row(name, "embedding", row, measured)
 
 
@@ -92,7 +92,7 @@ def speed_row(name: str, stage: str, row: dict[str, Any], measured: float) -> di
 def profile(task: Task) -> Iterator[dict[str, Any]]:
     """The dearest kernels of the ViT baseline's training step, from the profiler: milliseconds of one step and shares of all."""
     name, method, stage = next(task.stages("auto", task.published))
-    prepared = prepare_step(method, stage, made_up(method.meta), distributed.devices(1))
+    prepared = prepare_step(method, stage, made_up(method), distributed.devices(1))
     current, _ = prepared.executable(prepared.state, prepared.tables, prepared.rows)
     jax.block_until_ready(current)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from occreid_jax.parts import OCCLUDED, visible_person
+from occreid_jax.parts import OCCLUDED, overlaps, visible_person
 
 BLOCK = 64  # pictures of labels looked at at once
 
@@ -183,10 +183,3 @@ def cell_areas(parts: np.ndarray, grid: tuple[int, int], chosen: Callable[[np.nd
         pixels = chosen(np.asarray(parts[start : start + BLOCK])).astype(np.float64)
         result[start : start + BLOCK] = rows @ pixels @ columns.T
     return result
-
-
-def overlaps(pixels: int, cells: int) -> np.ndarray:
-    """float64 [cells, pixels]: how much of every pixel a cell covers along one side, in units of a pixel's ``cells``-th part."""
-    cell, pixel = np.arange(cells)[:, None] * pixels, np.arange(pixels) * cells
-    shared = np.minimum(cell + pixels, pixel + cells) - np.maximum(cell, pixel)
-    return np.maximum(shared, 0).astype(np.float64)

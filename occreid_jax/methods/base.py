@@ -15,6 +15,7 @@ from occreid_jax.augment import appearance, standard
 from occreid_jax.config import Range, check_numbers, check_ranges, flatten, to_dict
 from occreid_jax.errors import UserError
 from occreid_jax.losses.metric import squared_distances
+from occreid_jax.methods import locations
 from occreid_jax.nn import clip, heads, vit
 from occreid_jax.nn.precision import compute_dtype
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
@@ -33,6 +34,8 @@ ENCODER_RANGES = (
 NUMBERS = (("method.mean", 3, "red, green and blue"), ("method.std", 3, "red, green and blue"))
 SIDES = ("before", "after")  # of a neck, or of a normalisation
 SMALLEST_TEMPERATURE = 1e-3
+OCCLUDED_PARTS = "occluded_parts"  # what an augmentation calls the body-part labels of the occluded twin
+LOCATION_KEY = 0x10C  # folded into a step's key where the location is chance
 
 
 class MethodBase:
@@ -45,6 +48,7 @@ class MethodBase:
     order: tuple[str, ...] = ()  # names of the stages; a ConfigDict sorts its keys, so a config cannot say what comes first
     choices: Mapping[str, Sequence[str]] = {}  # words that a setting may be
     ranges: Sequence[Range] = ENCODER_RANGES  # a method adds its own; keys that its config does not have are passed over
+    localises: locations.Localised | None = None  # what `location` is about; a method that has it also has `true_location`
 
     def __init__(self, config, meta: Meta):
         self.config = config
@@ -57,6 +61,7 @@ class MethodBase:
         check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])
         for key, words in self.choices.items():
             self.check_choice(key, words)
+        self.check_locations()
 
     def stages(self) -> tuple[Stage, ...]:
         """One `Stage` per entry of ``config.stages``, in the order of ``order`` (alphabetical where a method has none)."""
@@ -78,7 +83,7 @@ class MethodBase:
             raise UserError(f"config.stages.{name}.sampler.remainder is '{block.sampler.remainder}', but {told}; set drop")
         update = Update(trainable=".*", optimizer=block.optimizer, frozen=heads.FROZEN_BIAS)
         augment = standard(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
-        return Stage(name, block.epochs, block.sampler, (update,), augment, flops=self.forward_flops())
+        return Stage(name, block.epochs, block.sampler, (update,), augment, self.training_inputs, flops=self.forward_flops())
 
     def init(self, rng: Array) -> tuple[Params, Extra]:
         raise AttributeError(f"{type(self).__name__} must define init")
@@ -98,9 +103,64 @@ class MethodBase:
         return context.extra
 
     @property
+    def training_inputs(self) -> tuple[str, ...]:
+        """Tables that the losses need."""
+        return ("image", *locations.TABLES[self.source("train")])
+
+    @property
     def evaluation_inputs(self) -> tuple[str, ...]:
         """Tables that `embed` needs."""
-        return ("image",)
+        return ("image", *locations.TABLES[self.source("test")])
+
+    # Where the location comes from ------------------------------------------------------------------------------------
+
+    def source(self, when: str) -> str:
+        """One of `locations.SOURCES`: where the location comes from, "train" or "test"; runs older than the setting learn it."""
+        return self.settings.get("location", {}).get(when, "learned")
+
+    def check_locations(self) -> None:
+        """Raises `UserError` for a source that does not exist, or that these settings leave nothing to do for."""
+        for when in self.settings.get("location", {}):
+            self.check_choice(f"location.{when}", locations.SOURCES)
+            if self.source(when) != "learned" and (self.localises is None or when not in self.localises.when):
+                told = "these settings leave nothing to localise; set it to learned"
+                raise UserError(f"config.method.location.{when} is '{self.source(when)}', but {told}")
+
+    def true_location(self, parts: Array) -> Array:
+        """Scores float32 [B, h, w] that a perfect localisation would give, of body-part labels uint8 [B, H, W]."""
+        raise AttributeError(f"{type(self).__name__} localises nothing")
+
+    def location(self, batch: Batch, when: str, key: Array, parts: str = "parts") -> Array | None:
+        """Scores float32 [B, h, w] in place of the learned ones, or None for these. ``when`` is "train" or "test".
+
+        ``batch`` holds the tables of `training_inputs` or `evaluation_inputs`; ``parts`` names its labels that count, those of a
+        view. ``key`` is that of a training step, or `locations.role_key`; with it and the picture's ``index`` chance is settled.
+        """
+        source = self.source(when)
+        if source == "learned":
+            return None
+        if source == "truth":
+            return self.true_location(batch[parts])
+        if source == "constant":
+            return batch[locations.MEAN]
+        return locations.random_scores(key, batch["index"], self.location_grid)
+
+    def location_of(self, batch: Batch, role: str) -> Array | None:
+        """`location` outside of a training step: of pictures of the training set, or of "query" or "gallery"."""
+        return self.location(batch, "train" if role == "train" else "test", locations.role_key(self.config.seed, role))
+
+    def location_of_views(self, batch: Batch, rng: Array, parts: Sequence[str]) -> Array | None:
+        """`location` in a training step, float32 [V B, h, w], of views that stand `side_by_side`; ``parts`` names the labels of
+        each. None for the learned one."""
+        keys = jax.random.split(jax.random.fold_in(rng, LOCATION_KEY), len(parts))
+        given = [self.location(batch, "train", key, name) for key, name in zip(keys, parts, strict=True)]
+        return None if given[0] is None else side_by_side(given)
+
+    @property
+    def location_grid(self) -> tuple[int, int]:
+        """Rows and columns (h, w) of `true_location`."""
+        parts = jax.ShapeDtypeStruct((1, *self.meta.image_size), np.uint8)
+        return jax.eval_shape(self.true_location, parts).shape[1:]
 
     def transform(self, batch: dict) -> dict:
         """The test transform: uint8 image to normalised float32."""

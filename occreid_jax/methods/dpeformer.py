@@ -22,7 +22,8 @@ from occreid_jax.augment.paste import LIBRARY
 from occreid_jax.augment.roa import roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
+from occreid_jax.methods import locations
+from occreid_jax.methods.base import OCCLUDED_PARTS, SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn import blending, heads, pooling, selection, sub_vectors, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
@@ -31,7 +32,8 @@ from occreid_jax.weights.trees import merge_encoder
 Array = jax.Array
 
 DESCRIPTORS = ("final", "parts_all", "parts_selected")
-VIEWS = ("clean", "occluded")
+VIEW_PARTS = {"clean": "parts", "occluded": OCCLUDED_PARTS}  # a view's body-part labels, where they are asked for
+VIEWS = tuple(VIEW_PARTS)
 BLENDINGS = ("paper", "sub_vector", "relation")
 CHOICES = {
     "global_token": ("cls", "first_patch"),
@@ -86,6 +88,10 @@ class DPEFormer(MethodBase):
 
     A training batch holds ``image`` (clean) and ``occluded`` (its twin); both pass the network as one batch, side by side.
     ``config.method.part_branch`` off leaves the encoder, the memory and two heads: the paper's baseline.
+
+    ``location``: by which scores tokens are ranked. As many are selected as the learned similarities say, or ``selection.fixed``,
+    and they are pooled alike, so that sources differ in which tokens they take and in nothing else. "truth" is the share of a
+    token's cell that shows the visible person; cells without any follow in their own order.
     """
 
     choices = CHOICES
@@ -103,6 +109,9 @@ class DPEFormer(MethodBase):
                 "and memory.also_final=false"
             )
         self.blends = settings.part_branch and settings.blending.on
+        if settings.selection.order == "stripes" and settings.selection.by_batch:
+            told = "pools inside fixed stripes, selection.by_batch=true into as many bins as tokens"
+            raise UserError(f"config.method.selection.order=stripes {told}; set order to spatial or rank, or by_batch=false")
         if tokens < 3:
             raise UserError(f"config.method.patch and stride leave {tokens} tokens of an image, too few to select from")
         least, fixed = settings.selection.least, settings.selection.fixed
@@ -110,6 +119,15 @@ class DPEFormer(MethodBase):
         self.fixed = tokens if not self.selects else max(scaled(fixed, tokens), 1) if fixed else 0
         self.blending = self.blending_module()
         self.head, self.classifier = heads.BNNeck(meta.identities), heads.classifier(meta.identities)
+
+    @property
+    def localises(self) -> locations.Localised | None:
+        dynamic = self.selects and self.settings.selection.fixed < TOKENS
+        return locations.Localised("which tokens show the person (DPSM)") if dynamic else None
+
+    def true_location(self, parts: Array) -> Array:
+        """float32 [B, h, w]: the share of each token's cell that shows the visible person, see `locations.visible_shares`."""
+        return locations.visible_shares(parts, self.backbone.grid)
 
     def blending_module(self) -> nn.Module:
         """What enriches a part's feature by the global one."""
@@ -183,13 +201,15 @@ class DPEFormer(MethodBase):
 
     def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
         """Fills the memory before training: the mean feature of every identity over its un-augmented images."""
-        features = context.pass_(self.remembered)
+        features = context.pass_(self.remembered, self.training_inputs)
         means = {name: banks.identity_means(features[name], context.labels, self.meta.identities) for name in self.bank_heads}
         return context.extra | {name: jnp.asarray(rows) for name, rows in means.items()}
 
     def remembered(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """For every memory bank what it remembers of each image, float32 [B, P D]."""
-        features = self.features(self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid")))
+        location = self.location_of(batch, "train")
+        encoded = self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid"), location=location)
+        features = self.features(encoded)
         if self.settings.memory.after_neck:
             features = self.normalised(params, extra["batch_stats"], features).features
         return {name: features[head] for name, head in self.bank_heads.items()}
@@ -198,11 +218,11 @@ class DPEFormer(MethodBase):
 
     def encode(
         self, params: Params, images: Array, camids: Array, rng: Array | None = None, cls_logits: bool = False,
-        views: int = 1, valid: Array | None = None,
+        views: int = 1, valid: Array | None = None, location: Array | None = None,
     ) -> Encoded:  # fmt: skip
         """The network on normalised images [B, H, W, 3]. ``rng`` is given in training. ``views`` images that stand side by side
         belong together; each view is a batch of its own to whatever looks at a whole batch. ``valid`` bool [B] is False for
-        images that only pad the batch."""
+        images that only pad the batch. ``location`` float32 [B, h, w] ranks the tokens in place of the learned similarities."""
         train = rng is not None
         out = self.backbone.apply(
             {"params": params["backbone"]}, images, camids, train, cls_logits, rngs={"dropout": rng} if train else None
@@ -210,16 +230,17 @@ class DPEFormer(MethodBase):
         tokens = out.tokens[:, 1:]
         whole = out.cls if self.settings.global_token == "cls" else tokens[:, 0].astype(jnp.float32)
         memory = pooling.part_pool(tokens, self.parts)
+        ranked_by = None if location is None else location.reshape(len(location), -1)
         if views == 1:
-            selected, pooled, parts = self.enrich(params, whole, tokens, valid)
+            selected, pooled, parts = self.enrich(params, whole, tokens, ranked_by, valid)
         else:
-            by_view = (x.reshape(-1, views, *x.shape[1:]) for x in (whole, tokens))
+            by_view = jax.tree.map(lambda x: x.reshape(-1, views, *x.shape[1:]), (whole, tokens, ranked_by))
             found = jax.vmap(functools.partial(self.enrich, params), in_axes=1, out_axes=1)(*by_view)
             selected, pooled, parts = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
         return Encoded(whole, memory.reshape(len(memory), -1), pooled, parts, selected, out.cls_logits)
 
     def enrich(
-        self, params: Params, whole: Array, tokens: Array, valid: Array | None = None
+        self, params: Params, whole: Array, tokens: Array, ranked_by: Array | None = None, valid: Array | None = None
     ) -> tuple[selection.Selection, Array, Array]:
         """Which tokens [B, N, D] are selected, their means by part, and these blended with the global feature, [B, P, D] each."""
         rule = self.settings.selection
@@ -227,6 +248,7 @@ class DPEFormer(MethodBase):
             whole, tokens, least=self.least, parts=self.parts, fixed=self.fixed, proxy=rule.proxy,
             order=rule.order if self.selects else "spatial", ignore_first_gap=rule.ignore_first_gap,
             normalise=rule.normalise, zero_based=rule.zero_based, by_batch=rule.by_batch and self.selects, valid=valid,
+            ranked_by=ranked_by,
         )  # fmt: skip
         pooled = pooling.pool(selected.weights, tokens)
         if not self.blends:
@@ -276,7 +298,8 @@ class DPEFormer(MethodBase):
         """
         labels, count = batch["label"], len(self.views)
         images = side_by_side([batch["image"], batch["occluded"]] if self.settings.occluded else [batch["image"]])
-        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng, views=count)
+        location = self.location_of_views(batch, rng, [VIEW_PARTS[view] for view in self.views])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng, views=count, location=location)
         features = self.features(encoded)
         views = self.classified(params, extra, features)
         identity, metrics = self.identity(views, labels)
@@ -349,7 +372,8 @@ class DPEFormer(MethodBase):
                 "config.method.selection.by_batch=true: what a picture gives would depend on the pictures beside it; set "
                 "config.method.selection.by_batch_at_test=true to compare as the official code does, or by_batch=false"
             )
-        encoded = self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid"))
+        location = self.location_of(batch, role)
+        encoded = self.encode(params, batch["image"], batch["camid"], valid=batch.get("valid"), location=location)
         features, descriptor = self.features(encoded), self.settings.descriptor
         head = "final" if descriptor == "final" or (descriptor == "parts_selected" and not self.blends) else "memory"
         if descriptor == "parts_selected" and self.blends:
@@ -359,9 +383,10 @@ class DPEFormer(MethodBase):
         return self.normalised(params, extra["batch_stats"], features).features[head]
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
-        """``attention`` float32 [B, h, w] of the cls token, sums to 1; ``scores`` float32 [B, h, w], similarity to the proxy, not
+        """``attention`` float32 [B, h, w] of the cls token, sums to 1; ``scores`` float32 [B, h, w] that rank the tokens, not
         below 0; ``selected`` bool [B, h, w]; ``k`` and ``k by the gap`` float32 [B], tokens selected and before the minimum."""
-        encoded = self.encode(params, batch["image"], batch["camid"], cls_logits=True)
+        location = self.location_of(batch, "query")
+        encoded = self.encode(params, batch["image"], batch["camid"], cls_logits=True, location=location)
         selected, grid = encoded.selection, self.backbone.grid
         return {
             "attention": self.attention_map(encoded.cls_logits[..., 1:], grid),

@@ -22,7 +22,8 @@ from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
-from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
+from occreid_jax.methods import locations
+from occreid_jax.methods.base import OCCLUDED_PARTS, SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, feature_diffusion_flops, search
 from occreid_jax.nn.heads import classifier
 from occreid_jax.nn.layers import BatchNorm, run
@@ -33,7 +34,8 @@ from occreid_jax.weights.trees import merge_encoder
 
 Array = jax.Array
 
-VIEWS = ("clean", "occluded")
+VIEW_PARTS = {"clean": "parts", "occluded": OCCLUDED_PARTS}  # a view's body-part labels, where they are asked for
+VIEWS = tuple(VIEW_PARTS)
 CHOICES = {
     "global_token": ("cls", "first_patch"),
     "global_feature": SIDES,
@@ -60,12 +62,13 @@ class Encoded(NamedTuple):
 
     whole: Array  # [B, D] the global feature
     parts: Array  # [B, P, D] means of the stripes' tokens
-    scores: Array  # [B, P] how much of each stripe is seen; ones without OEM
+    scores: Array  # [B, P] how much of each stripe is seen, as OEM says; ones without it
+    weights: Array  # [B, P] what the stripes are multiplied with: these scores, or those of another source of the location
     cls_logits: Array | None  # [B, heads, 1 + N] what the last block's cls token looks at; None unless asked for
 
     @property
     def erased(self) -> Array:
-        return self.scores[..., None] * self.parts
+        return self.weights[..., None] * self.parts
 
 
 class Trained(NamedTuple):
@@ -83,6 +86,9 @@ class FED(MethodBase):
 
     ``extra``: ``batch_stats``, and with ``local`` the memory ``bank`` float32 [identities, P D]: one, "erased", or with FDM and
     without ``shared_bank`` a second one, "diffused". Nothing but the encoder, OEM and the necks is needed for the test feature.
+
+    ``location``: where the numbers come from that stripes, and in FDM what is taken, are multiplied with. "truth" is the share of
+    the person in a stripe that nothing covers, which OEM is to find; its labels and its loss stay, whatever the source is.
     """
 
     choices = CHOICES
@@ -108,6 +114,14 @@ class FED(MethodBase):
         self.oem, self.necks, self.neck = OcclusionErasing(), PartNecks(), BatchNorm()
         self.fdm = FeatureDiffusion(settings.attention_heads, scale, settings.scramble, settings.ffn, self.dtype)
         self.head = classifier(meta.identities)
+
+    @property
+    def localises(self) -> locations.Localised | None:
+        return locations.Localised("what is seen of each stripe (OEM)") if self.settings.oem else None
+
+    def true_location(self, parts: Array) -> Array:
+        """float32 [B, P, 1]: the share of the person in each stripe that nothing covers, see `locations.uncovered_shares`."""
+        return locations.uncovered_shares(parts, (self.settings.parts, 1))
 
     def views(self, stage: str) -> tuple[str, ...]:
         """The pictures of an image that a stage sees, in the order in which the necks meet them."""
@@ -166,27 +180,30 @@ class FED(MethodBase):
             return context.extra
 
         def first(params: Params, extra: Extra, batch: Batch) -> Array:
-            encoded = self.encode(params, batch["image"], batch["camid"])
+            encoded = self.encode(params, batch["image"], batch["camid"], location=self.location_of(batch, "train"))
             parts = encoded.erased if self.settings.bank_first == "erased" else encoded.parts
             return self.after_necks(params, extra["batch_stats"], parts)[0]
 
         def centres(function) -> Array:
-            means = jnp.asarray(identity_means(np.asarray(context.pass_(function)), context.labels, self.meta.identities))
+            features = np.asarray(context.pass_(function, self.training_inputs))
+            means = jnp.asarray(identity_means(features, context.labels, self.meta.identities))
             return unit_vectors(means) if self.settings.bank_unit else means
 
         bank = {"erased": centres(first)}
         if "diffused" in context.extra["bank"]:
             bank["diffused"] = bank["erased"]
             if self.settings.bank_second == "diffused":
-                bank["diffused"] = centres(lambda p, e, b: self.test_features(p, e | {"bank": bank}, b)["diffused"])
+                bank["diffused"] = centres(lambda p, e, b: self.test_features(p, e | {"bank": bank}, b, "train")["diffused"])
         return context.extra | {"bank": bank}
 
     # Forward ----------------------------------------------------------------------------------------------------------
 
     def encode(
-        self, params: Params, images: Array, camids: Array, rng: Array | None = None, return_cls_logits: bool = False
-    ) -> Encoded:
-        """Global feature, stripes and scores of normalised images [B, H, W, 3]; ``rng`` is given in training."""
+        self, params: Params, images: Array, camids: Array, rng: Array | None = None, return_cls_logits: bool = False,
+        location: Array | None = None,
+    ) -> Encoded:  # fmt: skip
+        """Global feature, stripes and scores of normalised images [B, H, W, 3]; ``rng`` is given in training. ``location``
+        float32 [B, P, 1] stands in for the learned scores where stripes are multiplied with them."""
         train = rng is not None
         out = self.backbone.apply(
             {"params": params["backbone"]}, images, camids, train, return_cls_logits, rngs={"dropout": rng} if train else None
@@ -194,7 +211,7 @@ class FED(MethodBase):
         whole = out.tokens[:, 0 if self.settings.global_token == "cls" else 1]
         parts = part_pool(out.tokens[:, 1:], self.settings.parts)
         scores = self.oem.apply({"params": params["oem"]}, parts) if self.settings.oem else jnp.ones(parts.shape[:2])
-        return Encoded(whole, parts, scores, out.cls_logits)
+        return Encoded(whole, parts, scores, scores if location is None else location[..., 0], out.cls_logits)
 
     def after_necks(
         self, params: Params, statistics: Params, parts: Array, train: bool = False, second: bool = False
@@ -206,13 +223,13 @@ class FED(MethodBase):
         parts, changed = run(self.necks, params[name], statistics[name], parts, train=train)
         return parts.reshape(len(parts), -1), statistics | {name: changed}
 
-    def diffuse(self, params: Params, bank: Array, feature: Array, scores: Array, labels: Array | None = None) -> Array:
-        """FDM: features h [B, P D] and scores [B, P] -> stripes [B, P, D], with the nearest centres of other identities (of any,
-        where no ``labels`` int32 [B] are known)."""
+    def diffuse(self, params: Params, bank: Array, feature: Array, weights: Array, labels: Array | None = None) -> Array:
+        """FDM: features h [B, P D] and their weights [B, P] -> stripes [B, P, D], with the nearest centres of other identities
+        (of any, where no ``labels`` int32 [B] are known)."""
         memory = jax.lax.stop_gradient(bank)
         memory = unit_vectors(memory) if self.settings.memory_unit else memory
         memory = memory[search(feature, bank, self.neighbours, labels)]
-        return self.fdm.apply({"params": params["fdm"]}, feature, scores, memory)
+        return self.fdm.apply({"params": params["fdm"]}, feature, weights, memory)
 
     def whole_feature(self, params: Params, statistics: Params, whole: Array, train: bool = False) -> tuple[Array, Params]:
         """The global feature [B, D] after its neck, if it has one, and all statistics."""
@@ -248,7 +265,8 @@ class FED(MethodBase):
         """What the encoder makes of every view of a batch, in one pass."""
         pictures = {"clean": batch["image"], "occluded": batch["occluded"]}
         images = side_by_side([pictures[view] for view in views])
-        encoded = self.encode(params, images, jnp.repeat(batch["camid"], len(views)), rng)
+        location = self.location_of_views(batch, rng, [VIEW_PARTS[view] for view in views])
+        encoded = self.encode(params, images, jnp.repeat(batch["camid"], len(views)), rng, location=location)
         return dict(zip(views, apart(encoded, len(views)), strict=True))
 
     def trained(self, params: Params, extra: Extra, views: Mapping[str, Encoded], labels: Array) -> Trained:
@@ -265,7 +283,7 @@ class FED(MethodBase):
                 features["erased", view], statistics = self.after_necks(params, statistics, encoded.erased, True)
         if settings.fdm:
             for view, encoded in views.items():
-                diffused = self.diffuse(params, extra["bank"]["erased"], features["erased", view], encoded.scores, labels)
+                diffused = self.diffuse(params, extra["bank"]["erased"], features["erased", view], encoded.weights, labels)
                 features["diffused", view], statistics = self.after_necks(params, statistics, diffused, True, second=True)
         logits |= {(name, view): self.logits(params, name, feature) for (name, view), feature in features.items()}
         return Trained(compared, features, logits, statistics)
@@ -308,32 +326,32 @@ class FED(MethodBase):
 
     # Evaluation and reports -------------------------------------------------------------------------------------------
 
-    def test_features(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
+    def test_features(self, params: Params, extra: Extra, batch: Batch, role: str = "query") -> dict[str, Array]:
         """The features of a transformed batch by name: "global" [B, D], "erased" [B, P D] and, with FDM, "diffused" [B, P D]."""
         statistics, settings = extra["batch_stats"], self.settings
-        encoded = self.encode(params, batch["image"], batch["camid"])
+        encoded = self.encode(params, batch["image"], batch["camid"], location=self.location_of(batch, role))
         after, _ = self.whole_feature(params, statistics, encoded.whole)
         features = {"global": after if settings.global_feature == "after" else encoded.whole}
         if settings.local:
             features["erased"], _ = self.after_necks(params, statistics, encoded.erased)
         if settings.fdm:
-            diffused = self.diffuse(params, extra["bank"]["erased"], features["erased"], encoded.scores)
+            diffused = self.diffuse(params, extra["bank"]["erased"], features["erased"], encoded.weights)
             features["diffused"], _ = self.after_necks(params, statistics, diffused, second=True)
         return features
 
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
         """The feature that ``test_feature`` names, float32 [B, P D] or [B, D]. "diffused" needs the bank that training left."""
-        return self.test_features(params, extra, batch)[self.settings.test_feature]
+        return self.test_features(params, extra, batch, role)[self.settings.test_feature]
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
-        """``attention`` float32 [B, h, w] of the cls token, sums to 1; with OEM ``visibility`` float32 [B, P, 1], the
-        scores of the stripes, and each stripe's beside it, from the top, float32 [B]."""
-        grid = self.backbone.grid
-        encoded = self.encode(params, batch["image"], batch["camid"], return_cls_logits=True)
+        """``attention`` float32 [B, h, w] of the cls token, sums to 1; with OEM ``visibility`` float32 [B, P, 1], what the
+        stripes are multiplied with, and each stripe's beside it, from the top, float32 [B]."""
+        grid, location = self.backbone.grid, self.location_of(batch, "query")
+        encoded = self.encode(params, batch["image"], batch["camid"], return_cls_logits=True, location=location)
         shown = {"attention": self.attention_map(encoded.cls_logits[..., 1:], grid)}
         if self.settings.oem:
-            shown["visibility"] = encoded.scores[:, :, None]
-            shown |= {f"stripe {number} score": score for number, score in enumerate(encoded.scores.T, start=1)}
+            shown["visibility"] = encoded.weights[:, :, None]
+            shown |= {f"stripe {number} score": score for number, score in enumerate(encoded.weights.T, start=1)}
         return shown
 
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:

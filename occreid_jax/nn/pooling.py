@@ -46,6 +46,18 @@ def bins_of(places: Array, kept: Array, count: Array, bins: Array, parts: int | 
     return inside / (end - start)[..., None].astype(jnp.float32)
 
 
+def stripe_weights(kept: Array, parts: int) -> Array:
+    """The pooling of the kept tokens of every stripe, of all its tokens where none is kept, as a matrix: float32 [..., parts, N].
+
+    ``kept`` bool [..., N]. The stripes are those of `part_pool`.
+    """
+    edges = [bounds(part, kept.shape[-1], parts) for part in range(parts)]
+    stripes = jnp.stack([(jnp.arange(kept.shape[-1]) >= start) & (jnp.arange(kept.shape[-1]) < end) for start, end in edges])
+    inside = stripes & kept[..., None, :]
+    inside = jnp.where(jnp.any(inside, axis=-1, keepdims=True), inside, stripes).astype(jnp.float32)
+    return inside / jnp.sum(inside, axis=-1, keepdims=True)
+
+
 def pool(weights: Array, tokens: Array) -> Array:
     """Weighted sums of tokens [B, N, D] under weights [B, parts, N] or [parts, N], float32 [B, parts, D]."""
     return jnp.matmul(weights, tokens.astype(jnp.float32), precision=jax.lax.Precision.HIGHEST)

@@ -13,12 +13,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from occreid_jax.nn.pooling import bin_weights, bin_weights_by_way
+from occreid_jax.nn.pooling import bin_weights, bin_weights_by_way, stripe_weights
 from occreid_jax.vectors import unit_vectors
 
 Array = jax.Array
 PROXIES = ("patch", "cls")
-ORDERS = ("spatial", "rank")
+ORDERS = ("spatial", "rank", "stripes")
 
 
 class Selection(NamedTuple):
@@ -28,7 +28,7 @@ class Selection(NamedTuple):
     selected: Array  # bool [B, N]
     count: Array  # int32 [B], the number of selected tokens
     by_gap: Array  # int32 [B], the number before the minimum: the first tokens up to the widest gap
-    scores: Array  # float32 [B, N], similarity to the proxy
+    scores: Array  # float32 [B, N] that rank the tokens: similarities to the proxy, or those that were given
     proxy: Array  # int32 [B], the patch that is most like the global feature
     between: Array  # int32 [B], bins that the tokens pass on their way into parts; ``count`` where they pass none
 
@@ -47,6 +47,7 @@ def select_tokens(
     zero_based: bool = False,
     by_batch: bool = False,
     valid: Array | None = None,
+    ranked_by: Array | None = None,
 ) -> Selection:
     """Selects patch tokens float [B, N, D] by their similarity to a proxy; the global feature ``whole`` is float [B, D].
 
@@ -56,8 +57,10 @@ def select_tokens(
     leaves out the gap behind the best score, which for the proxy is 1 minus the second best. ``normalise`` compares unit vectors.
 
     ``order`` says which selected tokens share a part: "spatial" keeps them as they stand in the image, from its top to its
-    bottom, "rank" sorts them by score. Ties keep the order of the tokens. ``least`` and ``fixed`` may be traced. ValueError for
-    unknown words and for too few tokens to have a gap.
+    bottom, "rank" sorts them by score; both cut them into equal numbers. "stripes" (ours) leaves every token in its stripe of the
+    image: the selected ones of a stripe are averaged, or all of it where none is selected. Ties keep the order of the tokens.
+    ``ranked_by`` float32 [B, N] ranks the tokens in place of the similarities, which then say how many are selected and no more.
+    ``least`` and ``fixed`` may be traced. ValueError for unknown words and for too few tokens to have a gap.
 
     Two slips of the official code are settings. ``zero_based`` takes the number of the widest gap, counted from 0, for the number
     of tokens: one too few. ``by_batch`` pools every image's tokens first into as many bins as the image of the batch with the
@@ -71,23 +74,24 @@ def select_tokens(
         raise ValueError(f"{total} tokens have no gap to be selected by")
     scores, closest = proxy_scores(whole, tokens, proxy, normalise)
     ranking = jnp.argsort(-scores, axis=1, stable=True)
-    ranks = jnp.argsort(ranking, axis=1)
     ordered = jnp.take_along_axis(scores, ranking, axis=1)
+    if ranked_by is not None:
+        scores = jax.lax.stop_gradient(ranked_by)
+        ranking = jnp.argsort(-scores, axis=1, stable=True)
+    ranks = jnp.argsort(ranking, axis=1)
     gaps = ordered[:, :-1] - ordered[:, 1:]
     by_gap = jnp.argmax(gaps[:, first:], axis=1) + first + (not zero_based)  # gap i, from 1, lies behind the i-th best token
-    count = jnp.where(jnp.asarray(fixed) > 0, fixed, jnp.maximum(by_gap, least))
-    count = jnp.clip(count, 1, total)
+    count = jnp.clip(jnp.where(jnp.asarray(fixed) > 0, fixed, jnp.maximum(by_gap, least)), 1, total)
     selected = ranks < count[:, None]
-    places = ranks if order == "rank" else jnp.cumsum(selected, axis=1) - 1
     count, by_gap, closest = (x.astype(jnp.int32) for x in (count, by_gap, closest))
-    between = count
-    if by_batch:
-        fewest = jnp.min(count if valid is None else jnp.where(valid, count, total))
-        between = jnp.full_like(count, fewest)
-        weights = bin_weights_by_way(places, selected, count, fewest, parts)
-    else:
-        weights = bin_weights(places, selected, count, parts)
-    return Selection(weights, selected, count, by_gap, scores, closest, between)
+    if order == "stripes":
+        return Selection(stripe_weights(selected, parts), selected, count, by_gap, scores, closest, count)
+    places = ranks if order == "rank" else jnp.cumsum(selected, axis=1) - 1
+    if not by_batch:
+        return Selection(bin_weights(places, selected, count, parts), selected, count, by_gap, scores, closest, count)
+    fewest = jnp.min(count if valid is None else jnp.where(valid, count, total))
+    weights = bin_weights_by_way(places, selected, count, fewest, parts)
+    return Selection(weights, selected, count, by_gap, scores, closest, jnp.full_like(count, fewest))
 
 
 def proxy_scores(whole: Array, tokens: Array, proxy: str, normalise: bool) -> tuple[Array, Array]:

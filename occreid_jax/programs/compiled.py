@@ -109,7 +109,7 @@ def stage_shapes(method: Method, config, stage: Stage) -> tuple[StageStep, tuple
     step = StageStep(method, plan, params, config.loop.accumulate)
     current = jax.eval_shape(lambda p, e: state.create(p, e, 0), params, extra)
     current = current.replace(opt_state=step.shapes)
-    known = table_shapes(meta)
+    known = table_shapes(method)
     tables = {name: known[name] for name in (*stage.inputs, *COLUMNS, *stage.shared) if name in known}
     kept = tables | (extra.get("tables", {}) if isinstance(extra, Mapping) else {})
     moved = {path: shape for paths in step.paths for path, shape in state.select(params, paths).items()}
@@ -130,7 +130,7 @@ def compile_embed(method: Method, devices: Devices, batch_size: int, options: Ma
     """Embedding of one batch of gallery pictures, from uint8 pixels to features on every chip."""
     share = per_chip(EMBED, batch_size, devices)
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
-    known = table_shapes(method.meta)
+    known = table_shapes(method)
     batch = {name: Shape((batch_size, *known[name].shape[1:]), known[name].dtype) for name in method.evaluation_inputs}
     batch |= {name: Shape((batch_size,), jnp.int32) for name in ("camid", "index")} | {"valid": Shape((batch_size,), bool)}
     executable, seconds = compiled(EMBED, make_embed(method, devices, "gallery"), (params, extra, batch), devices, options)

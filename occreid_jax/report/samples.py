@@ -10,12 +10,12 @@ import numpy as np
 from occreid_jax.data.occluders import TABLES as SHARED
 from occreid_jax.evaluation.metrics import JUNK, RIGHT, WRONG
 from occreid_jax.report.pictures import data_uri, denormalise
-from occreid_jax.train.setup import Setup
+from occreid_jax.train.setup import MEAN, Setup
 from occreid_jax.types import Split, Stage
 
+TABLES = ("image", "parts", MEAN)  # what `Setup.columns` gives for stages of pictures
 RANKS = 10  # gallery pictures shown of every list
 RANKED_HEIGHT = 192  # pixels; keeps the file small when pictures are 256 pixels high
-TABLES = ("image", "parts")  # what `Setup.columns` can read
 WORDS = {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}
 
 

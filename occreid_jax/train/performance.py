@@ -15,11 +15,12 @@ from occreid_jax.chips import chip_of
 from occreid_jax.data import occluders, resident
 from occreid_jax.distributed import Devices, place
 from occreid_jax.evaluation.embed import make_embed
+from occreid_jax.methods.locations import MEAN
 from occreid_jax.train import state
 from occreid_jax.train.plan import StagePlan
 from occreid_jax.train.rendered import RENDERED
 from occreid_jax.train.step import COLUMNS, StageStep
-from occreid_jax.types import Meta, Method, Stage
+from occreid_jax.types import Method, Stage
 from occreid_jax.vectors import unit_vectors
 
 CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
@@ -176,19 +177,22 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
     }
 
 
-def made_up(meta: Meta) -> dict[str, np.ndarray]:
-    """Tables of ``meta.images`` random pictures, as any stage may ask for them, and a library of occluders: by name."""
-    rng = np.random.default_rng(0)
+def made_up(method: Method) -> dict[str, np.ndarray]:
+    """Tables of as many random pictures as a method trains on, whatever a stage asks for, and a library of occluders: by name."""
+    rng, meta = np.random.default_rng(0), method.meta
     numbers = {"parts": (0, 9), "caption": (1, 100), "occluder_sides": (16, 256)}
     numbers |= {"camid": (0, meta.cameras), "label": (0, meta.identities)}
-    shapes = table_shapes(meta)
-    tables = {name: rng.integers(*numbers.get(name, (0, 256)), each.shape, each.dtype) for name, each in shapes.items()}
+    shapes = table_shapes(method)
+    whole = {name: each for name, each in shapes.items() if name != MEAN}
+    tables = {name: rng.integers(*numbers.get(name, (0, 256)), each.shape, each.dtype) for name, each in whole.items()}
+    tables |= {name: rng.random(each.shape, each.dtype) for name, each in shapes.items() if name == MEAN}
     return tables | {"label": np.sort(tables["label"])}
 
 
-def table_shapes(meta: Meta) -> dict[str, jax.ShapeDtypeStruct]:
-    """Shapes and types of all tables that a stage may ask for, with the default library of occluders: by name."""
-    count, side = meta.images, occluders.SIDE
+def table_shapes(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and types of all tables that a stage of a method may ask for, with the default library of occluders: by name."""
+    meta, side = method.meta, occluders.SIDE
+    count = meta.images
     shapes = {
         "image": ((count, *meta.image_size, 3), np.uint8),
         "parts": ((count, *meta.image_size), np.uint8),
@@ -198,6 +202,8 @@ def table_shapes(meta: Meta) -> dict[str, jax.ShapeDtypeStruct]:
         "occluders": ((RENDERED, side, side * 4), np.uint8),
         "occluder_sides": ((RENDERED, 2), np.int32),
     }
+    if method.localises is not None:
+        shapes[MEAN] = ((count, *method.location_grid), np.float32)
     return {name: jax.ShapeDtypeStruct(*each) for name, each in shapes.items()}
 
 

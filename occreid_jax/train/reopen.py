@@ -16,6 +16,7 @@ from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.folder import read_config, read_meta
 from occreid_jax.train.log import Reporter
+from occreid_jax.train.performance import table_shapes
 from occreid_jax.train.setup import Setup, open_setup
 from occreid_jax.train.start import initial_model, load_weights
 from occreid_jax.types import Meta, Method
@@ -93,8 +94,8 @@ def check_features(method: Method, params: Any, extra: Any, brought: Collection[
         return
     floats = {path: value for path, value in missing.items() if jnp.issubdtype(value.dtype, jnp.floating)}
     unknown = {path: jnp.full_like(value, jnp.nan) for path, value in floats.items()}
-    shapes = {"image": (1, *method.meta.image_size, 3), "parts": (1, *method.meta.image_size)}
-    batch = {name: np.zeros(shapes[name], np.uint8) for name in method.evaluation_inputs}
+    shapes = table_shapes(method)
+    batch = {name: np.zeros((1, *shapes[name].shape[1:]), shapes[name].dtype) for name in method.evaluation_inputs}
     batch |= {"camid": np.zeros(1, np.int32), "index": np.zeros(1, np.int32), "valid": np.ones(1, bool)}
     embed = jax.jit(lambda params, extra: method.embed(params, extra, method.transform(batch), "query"))
     features = embed(params, unflatten(flatten(extra) | unknown))

@@ -20,11 +20,14 @@ from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.files import at_home
+from occreid_jax.methods.locations import MEAN
+from occreid_jax.passes import run_pass
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.rendered import caption_table, rendered_library
 from occreid_jax.types import Dataset, Meta, Method, Split
 
-TABLES = ("image", "parts", "caption")  # what can be read from files per picture
+TABLES = ("image", "parts", "caption", MEAN)  # what can be had per picture
+
 
 @dataclasses.dataclass
 class Setup:
@@ -89,6 +92,19 @@ class Setup:
         tables = dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True)) if names else {}
         return {name: tables[name] for name in names}
 
+    @functools.cached_property
+    def location_mean(self) -> np.ndarray:
+        """float32 [h, w]: the mean of what a perfect localisation gives for the training pictures, `Method.true_location`."""
+        if not len(self.dataset.train):
+            raise UserError(
+                f"{self.dataset.name} as opened here has no training pictures, of which the source 'constant' is the mean; set "
+                "config.method.location to learned, random or truth"
+            )
+        located = jax.jit(self.method.true_location, out_shardings=self.devices.replicated)
+        columns = {"parts": self.table("train", "parts", "")}
+        maps = run_pass(lambda batch: located(batch["parts"]), columns, self.config.evaluation.batch_size, self.devices)
+        return maps.mean(axis=0, dtype=np.float64).astype(np.float32)
+
     @property
     def drawn(self) -> str:
         """What the rendered library is, in words: on photographs nobody should take it for the papers' objects."""
@@ -113,6 +129,8 @@ class Setup:
         split = getattr(self.dataset, role)
         if name == "caption":
             return caption_table(self.dataset, role, self.config.data.synthetic_seed)
+        if name == MEAN:
+            return np.broadcast_to(self.location_mean, (len(split), *self.location_mean.shape))
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:
             if name == "parts":
                 table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
@@ -163,14 +181,27 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
     if meta is None:
         # With a made-up dataset first: a wrong name of a method or a backbone is told before anything is read or rendered.
         methods.create(config, Meta(identities=2, cameras=2, image_size=tuple(config.data.image_size), images=2))
-    dataset = open_dataset(config, reporter, need_train=meta is None)
+    training = meta is None
+    dataset = open_dataset(config, reporter, need_train=training)
     meta = meta or training_meta(dataset.train, config)
     told, dataset = tell_cameras(config, dataset, meta)
     problems = doctor.problems(dataset, table_cache(config))
     for line in (*(f"note: {note}" for note in dataset.notes), *problems):
         reporter.line(line)
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *problems))  # for the report
-    return Setup(config, reporter, devices, dataset, meta, methods.create(config, meta), cameras=told)
+    method = methods.create(config, meta)
+    check_truth(method, dataset, training)
+    return Setup(config, reporter, devices, dataset, meta, method, cameras=told)
+
+
+def check_truth(method: Method, dataset: Dataset, training: bool) -> None:
+    """Raises `UserError` if a method asks for ground truth, at test time or in ``training``, that a dataset does not have."""
+    inputs = set(method.evaluation_inputs).union(*(stage.inputs for stage in method.stages() if training))
+    if dataset.truth is None and inputs & {"parts", MEAN}:
+        raise UserError(
+            f"{dataset.name} has no ground truth of where people are, which this config asks for; set config.method.location to "
+            "learned or random and config.method.person_mask to false, or take the embedded benchmark (dataset=synthetic)"
+        )
 
 
 def training_meta(train: Split, config) -> Meta:

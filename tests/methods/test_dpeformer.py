@@ -311,7 +311,7 @@ def prepared(method, params, extra):
     own = batch()
     own = own | {"image": jnp.concatenate([own["image"][6:], own["image"][:6]]), "label": jnp.roll(own["label"], 6)}
 
-    def run(function):
+    def run(function, inputs):
         return jax.tree.map(np.asarray, function(params, extra, own))
 
     context = PrepareContext(params, extra, jax.random.key(1), np.asarray(own["label"]), np.asarray(own["camid"]), run)

@@ -257,7 +257,7 @@ def prepared(method, params, extra) -> dict:
     own = {name: value for name, value in batch().items() if name in ("image", "camid", "index", "valid")}
     labels = np.asarray(batch()["label"])
 
-    def run(function):
+    def run(function, inputs):
         return np.asarray(function(params, extra, own))
 
     return method.prepare(method.stages()[0], 0, PrepareContext(params, extra, jax.random.key(1), labels, np.zeros(12), run))

@@ -19,8 +19,12 @@ def on_circle(scores):
 
 
 def one_image(scores: np.ndarray, tokens: np.ndarray, k: int, parts: int, order: str) -> np.ndarray:
-    """The k best tokens pooled as torch's adaptive average pooling does, [parts, D]: sorted, gathered, sliced."""
+    """The k best tokens pooled as torch's adaptive average pooling does, [parts, D]: sorted, gathered, sliced. Or inside the
+    stripes that this pooling cuts all tokens into."""
     best = sorted(range(len(scores)), key=lambda i: -scores[i])[:k]
+    if order == "stripes":
+        stripes = [range(p * len(scores) // parts, -(-(p + 1) * len(scores) // parts)) for p in range(parts)]
+        return np.stack([tokens[[i for i in stripe if i in best] or list(stripe)].mean(axis=0) for stripe in stripes])
     kept = tokens[sorted(best) if order == "spatial" else best]
     bounds = [(int(np.floor(p * k / parts)), int(np.ceil((p + 1) * k / parts))) for p in range(parts)]
     return np.stack([kept[start:end].mean(axis=0) for start, end in bounds])
@@ -57,6 +61,22 @@ def test_both_orders(least, order, expected):
         for row, pair in enumerate(((0, 1), (1, 2), (4, 6), (6, 7))):
             rows[row, pair] = 0.5
         np.testing.assert_array_equal(found.weights[0], rows)
+
+
+def test_stripes_keep_their_tokens():
+    """The best four of eight tokens are 1, 2, 4 and 6 (`test_widest_gap`); the last case leaves two stripes without any."""
+    for least, fixed, expected in ((0, 0, [10, 20, 40, 60]), (6, 0, [5, 20, 40, 65]), (0, 2, [10, 20, 45, 65])):
+        found = select_tokens(*on_circle(SCORES), least=least, parts=4, order="stripes", fixed=fixed)
+        parts = pool(found.weights, 10 * jnp.arange(8.0)[None, :, None])
+        np.testing.assert_allclose(parts[0, :, 0], expected, rtol=1e-6)
+
+
+def test_other_scores_rank_as_many_tokens():
+    ranked_by = jnp.asarray([[0.1, 0.1, 0, 0.9, 0, 0.8, 0.1, 0]])
+    found, learned = (select_tokens(*on_circle(SCORES), least=0, parts=4, ranked_by=given) for given in (ranked_by, None))
+    assert int(found.count[0]) == int(learned.count[0]) == 4
+    np.testing.assert_array_equal(np.flatnonzero(found.selected[0]), [0, 1, 3, 5])  # ties in their own order
+    np.testing.assert_array_equal(found.scores, ranked_by)
 
 
 def test_proxy_needs_unit_vectors():
@@ -234,7 +254,7 @@ def by_batch_one_by_one(scores, tokens, counts, parts, order, valid):
     return fewest, np.stack(result)
 
 
-@pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.parametrize("order", ("spatial", "rank"))
 @pytest.mark.parametrize("least", [0, 6])
 def test_pooled_by_batch(order, least):
     rng = np.random.default_rng(5)
