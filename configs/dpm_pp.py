@@ -19,6 +19,9 @@ from ml_collections import config_dict
 from configs import common
 
 EPOCHS = {"demo": (20, 4, 10), "small": (10, 3, 6)}  # of the three stages, on the embedded benchmark
+SMALL_HEADS = dict(learning_rate=1e-2, weight_decay=0.0)
+"""Of prototypes on the embedded benchmark, 20 times the encoder's rate (published: 70 times): at one rate for all they stay where
+they start."""
 
 OFF = {"transfer.on": False, "mask": False, "head_weight": 0.0}
 ROWS = {
@@ -103,14 +106,17 @@ def get_config(arg: str = ""):
         anchor_weight=1.0,
         anchor_epochs=0,  # of the third stage that the anchors act in; 0: all
         anchor_logits="product",  # product | cosine (times 100)
+        prototype_start="xavier",  # of the third stage: xavier | means (of the identities' features)
         identity_weight=1.0,
         label_smoothing=0.1,  # of the identity and anchor losses
         masked_weight=1.0,  # lambda 1
         masked_smoothing=0.0,
+        masked_feature="after",  # the side of the neck that the masked branch is trained on: before | after
         triplet_weight=1.0,
         margin=config_dict.placeholder(float),  # of the triplet loss; unset (triplet=soft): the soft margin
         clip_reid_heads=False,  # CLIP-ReID's second identity head and its two further triplets
         mask=True,  # masked prototypes
+        unit_mask=False,  # the masked branch with masks of ones: its margin alone
         mask_levels=(2, 4, 10, 12),  # blocks of 12 that the generator reads; other depths keep the relative depth
         mask_pooling="max",  # of the last map: max (code) | mean (paper)
         mask_level_norm=False,  # a LayerNorm for each level first
@@ -263,6 +269,8 @@ def finish_small(config, arg) -> None:
         for key in list(stage):
             if key.endswith("optimizer") and key != "decision_optimizer":
                 stage[key] = dict(adamw)
+        if name == "metric":
+            stage.head_optimizer = adamw | SMALL_HEADS
     config.stages.selection.decision_optimizer.schedule = adamw["schedule"] | dict(warmup_start=1e-3)
     config.method.test_feature = "after"
     config.method.selection.level_norm = True  # the tiny CLIP's residual stream saturates the decision layer otherwise

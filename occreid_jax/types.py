@@ -142,6 +142,10 @@ class Method(Protocol):
         """``extra`` before an epoch: at a stage's start and every ``refresh_every`` epochs. Pure in the state."""
         ...
 
+    def start(self, stage: Stage, params: Params, extra: Extra) -> Params:
+        """Parameters at a stage's start, after `prepare`: those that begin from what it has found. Pure, same structure."""
+        ...
+
     def loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
         """Loss float32 [] of an augmented batch, with the new ``extra`` and scalar metrics; ``t`` in [0, 1) is progress."""
         ...

@@ -166,7 +166,8 @@ SELECTION = {  # SPT: budget 0.3 with weight 50, overlap 0.1, soft margin, no sm
 DPM_PP = HALF | below("transfer", TRANSFER) | below("selection", SELECTION) | {
     "backbone": "clip_vit_b16", "patch": 16, "stride": 12, "camera": True, "camera_scale": 1.0, "camera_tokens": "cls",
     "drop_path": 0.0, "text": True, "words": 4, "held_out": 0.0, "anchor_weight": 1.0, "anchor_epochs": 0,
-    "anchor_logits": "product", "identity_weight": 1.0, "label_smoothing": 0.1, "masked_weight": 1.0, "masked_smoothing": 0.0,
+    "anchor_logits": "product", "prototype_start": "xavier", "identity_weight": 1.0, "label_smoothing": 0.1,
+    "masked_weight": 1.0, "masked_smoothing": 0.0, "masked_feature": "after", "unit_mask": False,
     "triplet_weight": 1.0, "margin": 0.3, "clip_reid_heads": False, "mask": True, "mask_levels": [2, 4, 10, 12],
     "mask_pooling": "max", "mask_level_norm": False, "mask_space": "visual", "mask_side": "prototype", "mask_order": "before",
     "cosine_scale": 30.0, "cosine_margin": 0.3, "beyond": "linear", "head_weight": 0.1, "head_reduction": "mean",

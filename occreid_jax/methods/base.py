@@ -102,6 +102,10 @@ class MethodBase:
         """Nothing to prepare."""
         return context.extra
 
+    def start(self, stage: Stage, params: Params, extra: Extra) -> Params:
+        """Nothing begins anew."""
+        return params
+
     @property
     def training_inputs(self) -> tuple[str, ...]:
         """Tables that the losses need."""
@@ -198,7 +202,11 @@ class MethodBase:
 
     def check_choice(self, key: str, choices) -> None:
         """Raises `UserError` unless ``config.method.<key>``, dotted below a block, is one of ``choices``."""
-        value = functools.reduce(operator.getitem, key.split("."), self.settings)
+        try:
+            value = functools.reduce(operator.getitem, key.split("."), self.settings)
+        except KeyError as error:
+            told = "a run of before that setting; train it again, or use the version that trained it"
+            raise UserError(f"config.method.{key} is missing: {told}") from error
         if value not in choices:
             raise UserError(f"config.method.{key} is '{value}'; it must be one of {', '.join(choices)}")
 

@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.augment import patch_transfer
-from occreid_jax.augment.patch_transfer import Transfer
 from occreid_jax.errors import UserError
 from occreid_jax.losses import prototypes
-from occreid_jax.losses.identity import accuracy, cross_entropy
-from occreid_jax.losses.margin import BEYOND, angular_margin
-from occreid_jax.losses.regularisers import REDUCTIONS, head_correlation, head_enrich
-from occreid_jax.losses.totals import clip_reid_terms
-from occreid_jax.methods import salient_selection, transfer_illustrations
+from occreid_jax.losses.regularisers import head_correlation
+from occreid_jax.methods import masked_metric, salient_selection
 from occreid_jax.methods.base import CLIP, SIDES, encoder_flops, with_statistics
-from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
+from occreid_jax.methods.masked_metric import Encoded, MaskedMetric
+from occreid_jax.methods.prompt_learning import PROMPTS
 from occreid_jax.methods.salient_selection import SalientSelection
+from occreid_jax.methods.salient_transfer import Recombination, SalientTransfer
 from occreid_jax.nn import clip, heads, vit
-from occreid_jax.nn.layers import BatchNorm, run
-from occreid_jax.nn.mask_generator import POOLINGS, MaskGenerator, mask_generator_flops, patch_maps, scaled_levels
+from occreid_jax.nn.layers import BatchNorm
+from occreid_jax.nn.mask_generator import MaskGenerator, mask_generator_flops, patch_maps, scaled_levels
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
-from occreid_jax.vectors import unit_vectors
 from occreid_jax.weights.trees import merge_clip, merge_encoder
 
 Array = jax.Array
@@ -46,57 +42,19 @@ REMEDIES = {
 }
 CHOICES = {
     "camera_tokens": ("cls", "all"),
-    "anchor_logits": ("product", "cosine"),
-    "beyond": BEYOND,
-    "head_reduction": REDUCTIONS,
-    "mask_pooling": POOLINGS,
-    "mask_space": ("visual", "text"),
-    "mask_side": prototypes.SIDES,
-    "mask_order": prototypes.ORDERS,
     "test_feature": SIDES,
+    **masked_metric.CHOICES,
     **{f"transfer.{key}": words for key, words in patch_transfer.CHOICES.items()},
     **{f"selection.{key}": words for key, words in salient_selection.CHOICES.items()},
 }
 RANGES = (
-    ("anchor_epochs", 0, None),
+    *masked_metric.RANGES,
     *((f"transfer.{key}", least, most) for key, least, most in patch_transfer.RANGES),
     *((f"selection.{key}", least, most) for key, least, most in salient_selection.RANGES),
 )
-COSINE_SCALE = 100.0  # of anchor_logits "cosine"
 
 
-class Encoded(NamedTuple):
-    """What the encoder gives for a batch, float32 unless said."""
-
-    feature: Array  # [B, D] cls token after the final norm
-    projected: Array | None  # [B, E] the same in the space of the texts; None without one
-    early: Array  # [B, D] cls token before the last block
-    maps: Array  # [B, h, w, L D] patch tokens of several blocks, before any norm; in the compute type
-    cls_logits: Array  # [B, heads, N] what the last block's cls token says to the patches, before the softmax
-
-
-class Recombination(NamedTuple):
-    """How the images of a batch are recombined, and what of it the losses leave out; None where nothing is."""
-
-    salient: Array | None = None  # bool [B, N]
-    transfer: Transfer | None = None
-    left_out: Array | None = None  # int32 [B], the identity that counts in no cross entropy of a row, see `cross_entropy`
-    ignored: Array | None = None  # bool [B, B], pairs that are no negatives
-
-    @property
-    def partner(self) -> Array | None:
-        return None if self.transfer is None else self.transfer.partner
-
-
-class Terms(NamedTuple):
-    """Some terms of the third stage's loss."""
-
-    weighted: tuple[tuple[float, Array], ...]  # weight and value of each
-    metrics: dict[str, Array]
-    statistics: dict[str, Params]  # what of the batch statistics has changed
-
-
-class DPMPP(PromptLearning):
+class DPMPP(MaskedMetric):
     """Parameters: ``visual``, ``neck``, ``prototypes/weight`` [identities, D]; ``mask_generator`` with ``mask``; ``text`` and
     ``prompts`` with ``text``; ``selection`` with ``transfer``; ``projected_head`` with ``clip_reid_heads``.
 
@@ -105,7 +63,7 @@ class DPMPP(PromptLearning):
 
     order = (PROMPTS, SELECTION, METRIC)
     choices = CHOICES
-    ranges = (*PromptLearning.ranges, *RANGES)
+    ranges = (*MaskedMetric.ranges, *RANGES)
 
     def __init__(self, config, meta: Meta):
         super().__init__(config, meta)
@@ -133,19 +91,26 @@ class DPMPP(PromptLearning):
         self.mask_generator = MaskGenerator(
             width, features, len(self.levels), settings.mask_pooling, settings.mask_level_norm, self.dtype
         )
-        self.selection = None
+        self.selection = self.transfer = None
         if settings.transfer.on:
             stride = settings.selection.stride or settings.stride
             self.selection = SalientSelection(self.encoder(stride, projected=False), meta.identities, settings.selection)
-            self.try_transfer()
+            sampler = config.stages[METRIC].sampler if METRIC in config.stages else {}
+            together = sampler.get("images_per_identity", 1)  # such a sampler puts them side by side
+            self.transfer = SalientTransfer(settings.transfer, self.selection, self.visual.grid, together)
 
     @property
     def in_text_space(self) -> bool:
         return self.settings.mask_space == "text"
 
     @property
+    def generates(self) -> bool:
+        """Whether masks come from the generator: with ``unit_mask`` the masked branch is there, and its masks are ones."""
+        return self.settings.mask and not self.settings.unit_mask
+
+    @property
     def alternates(self) -> bool:
-        return self.settings.alternating and self.settings.mask
+        return self.settings.alternating and self.generates
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:
@@ -157,30 +122,6 @@ class DPMPP(PromptLearning):
         if projected and self.needs_text_space:
             changes["projection_width"] = clip.clip_size(settings.backbone.removeprefix(CLIP)).embed
         return self.vit(stride=stride, cameras=cameras, camera_tokens=settings.camera_tokens, **changes)
-
-    def try_transfer(self) -> None:
-        """Raises `UserError` for settings of the transfer that do not exist or do not go together."""
-        masks, labels = np.ones((2, np.prod(self.visual.grid)), bool), np.arange(2)
-        try:
-            jax.eval_shape(lambda key: self.partners(key, jnp.asarray(masks), jnp.asarray(labels)), jax.random.key(0))
-        except (ValueError, TypeError) as error:
-            raise UserError(f"config.method.transfer: {error}") from error
-
-    def try_shares(self, size: int) -> None:
-        """Raises `UserError` if a batch of ``size`` cannot be cut into the shares among which partners are chosen."""
-        if self.selection is not None and self.shares(size) is None:
-            among = self.settings.transfer.among
-            raise UserError(
-                f"config.method.transfer.among={among}: batches of {size} pictures cannot be cut into equal shares of at most "
-                f"{among} with two whole identities each; set a larger number, 0 for the whole batch, or another "
-                f"config.stages.{METRIC}.sampler.batch_size"
-            )
-
-    def shares(self, count: int) -> int | None:
-        """The number of shares of a batch of ``count`` images, see `patch_transfer.fewest_shares`."""
-        sampler = self.config.stages[METRIC].sampler if METRIC in self.config.stages else {}
-        together = sampler.get("images_per_identity", 1)  # such a sampler puts them side by side
-        return patch_transfer.fewest_shares(count, self.settings.transfer.get("among", 0), together)
 
     # Stages -----------------------------------------------------------------------------------------------------------
 
@@ -208,7 +149,8 @@ class DPMPP(PromptLearning):
             by_part = (("decision/", block.decision_optimizer), ("", block.optimizer))
             update = Update("^selection/", by_part, frozen)
             return dataclasses.replace(pictures, updates=(update,), **self.stage_flops(name))
-        self.try_shares(block.sampler.batch_size)
+        if self.transfer is not None:
+            self.transfer.check_shares(block.sampler.batch_size, f"config.stages.{METRIC}.sampler.batch_size")
         mask = ("^mask_generator/", block.mask_optimizer)
         others = (("^(neck|prototypes|projected_head)/", block.head_optimizer), ("", block.optimizer))
         trained = "^(visual|neck|prototypes|projected_head)/"
@@ -218,10 +160,20 @@ class DPMPP(PromptLearning):
         return dataclasses.replace(pictures, updates=updates, **self.stage_flops(name))
 
     def prepare(self, stage: Stage, epoch: int, context: PrepareContext) -> Extra:
-        """Image features before the prompts are learned; the texts of all identities before they serve as anchors."""
-        if not self.settings.text or stage.name == SELECTION:
+        """Image features before the prompts are learned; before the last stage the texts of all identities, which serve as
+        anchors, and where the prototypes start."""
+        if stage.name == PROMPTS:
+            return self.prepare_features(context)
+        if stage.name == SELECTION:
             return context.extra
-        return self.prepare_features(context) if stage.name == PROMPTS else self.prepare_texts(context)
+        extra = self.prepare_prototypes(context)
+        return extra | {"texts": self.prepare_texts(context)["texts"]} if self.settings.text else extra
+
+    def start(self, stage: Stage, params: Params, extra: Extra) -> Params:
+        """Prototypes that begin as `prepare` has found them."""
+        if stage.name != METRIC or self.settings.prototype_start == "xavier":
+            return params
+        return params | {"prototypes": {"weight": extra["prototype_start"]}}
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -234,8 +186,8 @@ class DPMPP(PromptLearning):
         initial = jax.nn.initializers.xavier_uniform()(key_prototypes, (identities, width))
         params = {"visual": visual["params"], "neck": neck["params"], "prototypes": {"weight": initial}}
         statistics = {"neck": neck["batch_stats"]}
-        extra = {}
-        if self.settings.mask:
+        extra = {"prototype_start": jnp.zeros_like(initial)}  # filled at the beginning of the last stage
+        if self.generates:
             maps = jnp.zeros((1, *self.visual.grid, len(self.levels) * width))
             generator = self.mask_generator.init(key_mask, maps, False)
             params["mask_generator"], statistics["mask_generator"] = generator["params"], generator["batch_stats"]
@@ -245,8 +197,8 @@ class DPMPP(PromptLearning):
         if self.selection is not None:
             params["selection"], statistics["selection"] = self.selection.init(key_selection)
         if self.settings.text:
-            prompts, extra = self.init_prompts(key_text, key_prompt)
-            params |= prompts
+            prompts, texts = self.init_prompts(key_text, key_prompt)
+            params, extra = params | prompts, extra | texts
         return params, extra | {"batch_stats": statistics}
 
     def load_pretrained(self, params: Params, extra: Extra, weights: Mapping[str, np.ndarray]) -> tuple[Params, Extra]:
@@ -270,8 +222,7 @@ class DPMPP(PromptLearning):
         variables, train = {"params": params["visual"]}, rng is not None
         patches = visual.apply(variables, batch["image"], method="embed_patches")
         if partner is not None:
-            hole_of, shares = self.settings.transfer.hole_of, self.shares(len(partner))
-            patches = patch_transfer.recombine(patches, salient, partner, hole_of, shares)
+            patches = self.transfer.recombine(patches, salient, partner)
         out = visual.apply(
             variables, patches, batch["camid"], train, True, method="from_patches", rngs={"dropout": rng} if train else None
         )
@@ -280,23 +231,12 @@ class DPMPP(PromptLearning):
         projected = out.projected[:, 0] if self.needs_text_space else None
         return Encoded(out.cls, projected, early[:, 0].astype(jnp.float32), maps, out.cls_logits[..., 1:])
 
+    def recombination(self, params: Params, batch: Batch, rng: Array) -> Recombination:
+        """Partners for the images of a batch and what they leave out of the losses; empty without transfer."""
+        return Recombination() if self.transfer is None else self.transfer.recombination(params[SELECTION], batch, rng)
+
     def projected(self, params: Params, extra: Extra, batch: Batch) -> Array:
         return self.encode(params, batch, cameras=False).projected
-
-    def mask(self, params: Params, extra: Extra, maps: Array, train: bool = False) -> tuple[Array, Params]:
-        """Masks float32 [B, D] in (0, 1) and the generator's new statistics."""
-        return run(self.mask_generator, params["mask_generator"], extra["batch_stats"]["mask_generator"], maps, train=train)
-
-    def after_neck(self, params: Params, extra: Extra, feature: Array, train: bool = False) -> tuple[Array, Params]:
-        """Features [B, D] after the neck and its new statistics."""
-        return run(self.neck, params["neck"], extra["batch_stats"]["neck"], feature, train=train)
-
-    def partners(self, rng: Array, salient: Array, labels: Array, **changes) -> Transfer:
-        """`patch_transfer.choose_in_shares` with the settings of ``config.method.transfer``."""
-        own = ("on", "among", "hole_of", "ignore_identity", "ignore_negatives")
-        settings = {key: value for key, value in self.settings.transfer.items() if key not in own} | changes
-        shares = self.shares(len(labels))
-        return patch_transfer.choose_in_shares(rng, salient, self.visual.grid, labels, shares=shares, **settings)
 
     # Losses -----------------------------------------------------------------------------------------------------------
 
@@ -309,100 +249,6 @@ class DPMPP(PromptLearning):
             return total, Aux(with_statistics(extra, selection=statistics), metrics)
         return self.metric_loss(params, extra, batch, rng, stage, t)
 
-    def metric_loss(self, params: Params, extra: Extra, batch: Batch, rng: Array, stage: Stage, t: Array) -> tuple[Array, Aux]:
-        """The third stage (Eq. 24): plain and masked prototypes, triplet, head enrichment, anchors, each with its weight."""
-        key_transfer, key_encoder = jax.random.split(rng)
-        mixed = self.recombination(params, batch, key_transfer)
-        encoded = self.encode(params, batch, key_encoder, mixed.salient, mixed.partner)
-        feature, neck = self.after_neck(params, extra, encoded.feature, True)
-        found = [self.identity_terms(params, extra, encoded, feature, batch["label"], mixed)]
-        if self.settings.mask:
-            found.append(self.masked_terms(params, extra, encoded, feature, batch["label"], mixed))
-        found.append(self.head_term(encoded))
-        if self.settings.text:
-            found.append(self.anchor_term(extra, encoded, batch["label"], mixed, t * stage.epochs))
-        total = sum(weight * value for terms in found for weight, value in terms.weighted)
-        metrics, statistics = {}, {"neck": neck}
-        for terms in found:
-            metrics |= terms.metrics
-            statistics |= terms.statistics
-        if mixed.transfer is not None:
-            metrics |= {"transferred": jnp.mean(mixed.transfer.used), "selected": jnp.mean(mixed.salient)}
-        return total, Aux(with_statistics(extra, **statistics), metrics)
-
-    def recombination(self, params: Params, batch: Batch, rng: Array) -> Recombination:
-        """Partners for the images of a batch and what they leave out of the losses; empty without transfer."""
-        settings, labels = self.settings.transfer, batch["label"]
-        if self.selection is None:
-            return Recombination()
-        with jax.named_scope("transfer"):
-            salient = self.selection.mask(self.selection.saliency(params["selection"], batch["image"]), self.visual.grid)
-            transfer = self.partners(rng, salient, labels)
-        left_out, ignored = None, None
-        if settings.ignore_identity:
-            left_out = patch_transfer.left_out_identity(labels, transfer)
-        if settings.ignore_negatives != "none":
-            ignored = patch_transfer.ignored_negatives(labels, transfer, settings.ignore_negatives == "symmetric")
-        return Recombination(salient, transfer, left_out, ignored)
-
-    def identity_terms(
-        self, params: Params, extra: Extra, encoded: Encoded, feature: Array, labels: Array, mixed: Recombination
-    ) -> Terms:
-        """Cross entropy against the prototypes and triplet (Eq. 14, 17); with ``clip_reid_heads`` CLIP-ReID's sums of both.
-
-        ``feature`` [B, D] is the one after the neck, which the prototypes are compared with; triplets take it before.
-        """
-        settings, statistics = self.settings, {}
-        logits = [jnp.matmul(feature, params["prototypes"]["weight"].T, precision=jax.lax.Precision.HIGHEST)]
-        features = [encoded.feature]
-        if settings.clip_reid_heads:
-            name = "projected_head"
-            old = extra["batch_stats"][name]
-            (_, more), statistics[name] = run(self.projected_head, params[name], old, encoded.projected, train=True)
-            logits, features = [*logits, more], [*features, encoded.early, encoded.projected]
-        identity, triplet, _ = clip_reid_terms(
-            logits, features, None, labels, settings.margin, settings.label_smoothing, mixed.left_out, mixed.ignored
-        )
-        weighted = (settings.identity_weight, identity), (settings.triplet_weight, triplet)
-        metrics = {"identity": identity, "triplet": triplet, "accuracy": accuracy(logits[0], labels)}
-        return Terms(weighted, metrics, statistics)
-
-    def masked_terms(
-        self, params: Params, extra: Extra, encoded: Encoded, feature: Array, labels: Array, mixed: Recombination
-    ) -> Terms:
-        """ArcFace of masked prototypes, or of masked texts (Eq. 15, 16)."""
-        settings = self.settings
-        masks, statistics = self.mask(params, extra, encoded.maps, True)
-        visual = feature, params["prototypes"]["weight"]
-        compared, centres = (encoded.projected, extra["texts"]) if self.in_text_space else visual
-        cosines = prototypes.masked_cosines(compared, centres, masks, settings.mask_side, settings.mask_order)
-        margined = angular_margin(cosines, labels, settings.cosine_scale, settings.cosine_margin, beyond=settings.beyond)
-        masked = cross_entropy(margined, labels, settings.masked_smoothing, left_out=mixed.left_out)
-        metrics = {"masked_identity": masked, "masked_accuracy": accuracy(cosines, labels)}
-        metrics |= {"mask_mean": jnp.mean(masks), "mask_deviation": jnp.mean(jnp.std(masks, axis=-1))}
-        return Terms(((settings.masked_weight, masked),), metrics, {"mask_generator": statistics})
-
-    def head_term(self, encoded: Encoded) -> Terms:
-        """Head enrichment (Eq. 18, 19)."""
-        attention = jax.nn.softmax(encoded.cls_logits, axis=-1) if self.settings.head_softmax else encoded.cls_logits
-        enrich = head_enrich(attention, self.settings.head_reduction)
-        return Terms(((self.settings.head_weight, enrich),), {"head_enrich": enrich}, {})
-
-    def anchor_term(self, extra: Extra, encoded: Encoded, labels: Array, mixed: Recombination, epoch: Array) -> Terms:
-        """Cross entropy against the texts (Eq. 13), in the first ``anchor_epochs`` of the stage's epochs if that is not 0."""
-        settings, logits = self.settings, self.anchor_logits(encoded.projected, extra)
-        anchor = cross_entropy(logits, labels, settings.label_smoothing, left_out=mixed.left_out)
-        acting = jnp.where(epoch < settings.anchor_epochs, anchor, 0.0) if settings.anchor_epochs else anchor
-        metrics = {"anchor": anchor, "anchor_accuracy": accuracy(logits, labels)}
-        return Terms(((settings.anchor_weight, acting),), metrics, {})
-
-    def anchor_logits(self, projected: Array, extra: Extra) -> Array:
-        """Logits [B, identities] against the texts: plain products (Eq. 13 as CLIP-ReID's code has it), or scaled cosines."""
-        if self.settings.anchor_logits == "product":
-            return self.image_text_logits(projected, extra)
-        texts = unit_vectors(extra["texts"])
-        return COSINE_SCALE * jnp.matmul(unit_vectors(projected), texts.T, precision=jax.lax.Precision.HIGHEST)
-
     # Evaluation -------------------------------------------------------------------------------------------------------
 
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
@@ -411,7 +257,7 @@ class DPMPP(PromptLearning):
         Masks are made for the gallery as well if re-ranking asks for distances among its pictures.
         """
         settings, encoded = self.settings, self.encode(params, batch)
-        masked = settings.mask and settings.test_mask and (role == "query" or bool(self.config.evaluation.rerank))
+        masked = self.generates and settings.test_mask and (role == "query" or bool(self.config.evaluation.rerank))
         masks = self.mask(params, extra, encoded.maps)[0] if masked else None
         if self.in_text_space:
             feature = encoded.projected
@@ -421,7 +267,7 @@ class DPMPP(PromptLearning):
             if settings.test_projected:  # which no mask is made for
                 feature = jnp.concatenate([feature, encoded.projected], axis=-1)
                 masks = jnp.concatenate([masks, jnp.ones_like(encoded.projected)], axis=-1) if masked else None
-        if not (settings.mask and settings.test_mask):
+        if not (self.generates and settings.test_mask):
             return feature
         return {"feature": feature, "mask": masks} if masked else {"feature": feature}
 
@@ -448,7 +294,7 @@ class DPMPP(PromptLearning):
             saliency = self.selection.saliency(params["selection"], batch["image"])
             shown["saliency"] = saliency.reshape(-1, *self.selection.encoder.grid)
             shown["selected"] = self.selection.mask(saliency, self.visual.grid).reshape(-1, *self.visual.grid)
-        if self.settings.mask:
+        if self.generates:
             shown["mask mean"] = self.mask(params, extra, encoded.maps)[0].mean(axis=-1)
         return shown
 
@@ -456,26 +302,18 @@ class DPMPP(PromptLearning):
         """How alike the heads look, what masks are made of, which samples the transfer makes and how much it covers."""
         encoded = self.encode(params, batch)
         shown = {"correlation of the heads": head_correlation(encoded.cls_logits).mean(axis=0)}
-        if self.settings.mask:
+        if self.generates:
             masks, _ = self.mask(params, extra, encoded.maps)
             shown |= {"mask values": masks[:, :: max(1, masks.shape[1] // 32)].reshape(-1)}
             shown |= {"spread of a mask": masks.std(axis=-1), "spread of a mask value": masks.std(axis=0)}
-        return shown | (self.illustrate_transfer(params, batch, rng) if self.selection is not None else {})
-
-    def illustrate_transfer(self, params: Params, batch: Batch, rng: Array) -> dict[str, Array]:
-        """`transfer_illustrations.illustrate` of a batch in which every image that has a partner is recombined."""
-        key_partner, key_random = jax.random.split(rng)
-        salient = self.selection.mask(self.selection.saliency(params["selection"], batch["image"]), self.visual.grid)
-        transfer = self.partners(key_partner, salient, batch["label"], probability=1.0)
-        hole_of = self.settings.transfer.hole_of
-        return transfer_illustrations.illustrate(key_random, batch, salient, self.visual.grid, transfer, hole_of)
+        return shown | (self.transfer.illustrate(params[SELECTION], batch, rng) if self.transfer is not None else {})
 
     def forward_flops(self) -> float:
         return encoder_flops(self.visual) + self.mask_flops()
 
     def mask_flops(self) -> float:
         """Floating-point operations of one image's mask; 0 without masks."""
-        if not self.settings.mask:
+        if not self.generates:
             return 0.0
         width = self.visual.size.width
         return mask_generator_flops(len(self.levels) * width, width, self.mask_generator.features, self.visual.grid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -218,8 +217,8 @@ def learned(
 def given_partners(method: DPMPP, salient: jax.Array, partner: jax.Array) -> None:
     """Has ``method`` recombine with these masks bool [B, N] and partners int32 [B] instead of choosing its own, in place."""
     used = partner != jnp.arange(len(partner))
-    method.selection = SimpleNamespace(saliency=lambda params, images: None, mask=lambda saliency, grid: salient)
-    method.partners = lambda rng, salient, labels: Transfer(partner, used)
+    method.transfer.salient = lambda *given: salient
+    method.transfer.partners = lambda *given: Transfer(partner, used)
 
 
 def compare_reidentification(file: ReferenceFile) -> Iterator[Comparison]:

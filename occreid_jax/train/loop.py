@@ -237,7 +237,8 @@ class Trainer:
         return executable
 
     def prepare(self, current: TrainState, plan: StagePlan, epoch: int) -> TrainState:
-        """Calls `Method.prepare`; what it returns must have the structure that ``extra`` always has."""
+        """Calls `Method.prepare` and, at a stage's start, `Method.start`: what they return must have the structure that ``extra``
+        and ``params`` always have."""
 
         def pass_(function: Callable, inputs: tuple[str, ...] = ("image",)) -> Any:
             columns = self.setup.columns("train", inputs, self.config.data.test_filter)
@@ -260,13 +261,17 @@ class Trainer:
             pass_=pass_,
         )
         extra = self.method.prepare(plan.stage, epoch, context)
-        if extra is current.extra:
-            return current
-        before, after = (jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree) for tree in (current.extra, extra))
-        if after != before:
-            raise TypeError(f"prepare of stage {plan.stage.name} changed the structure of extra; init must allocate it")
+        params = self.method.start(plan.stage, current.params, extra) if epoch == 0 else current.params
+        for name, own, new in (("prepare", current.extra, extra), ("start", current.params, params)):
+            before, after = (jax.tree.map(lambda x: (np.shape(x), np.dtype(x.dtype)), tree) for tree in (own, new))
+            if after != before:
+                raise TypeError(f"{name} of stage {plan.stage.name} changed a structure; init must allocate it")
         # The step gives every buffer away, so what `prepare` put in two places must be two arrays.
-        return current.replace(extra=self.on_devices(jax.tree.map(lambda x: x.copy(), extra)))
+        if extra is not current.extra:
+            current = current.replace(extra=self.on_devices(jax.tree.map(lambda x: x.copy(), extra)))
+        if params is not current.params:
+            current = current.replace(params=self.on_devices(jax.tree.map(lambda x: x.copy(), params)))
+        return current
 
     # Telling -------------------------------------------------------------------------------------------------------------
 

@@ -185,7 +185,7 @@ def test_anchors_end_after_their_epochs():
 def test_without_texts_or_masks():
     method = create("backbone=clip_micro,text=false", mask=False)
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
-    assert set(params) == {"visual", "neck", "prototypes", "selection"} and set(extra) == {"batch_stats"}
+    assert set(params) == {"visual", "neck", "prototypes", "selection"} and set(extra) == {"batch_stats", "prototype_start"}
     assert [stage.name for stage in method.stages()] == [SELECTION, METRIC]
 
     def loss(params, extra):
@@ -332,7 +332,7 @@ def test_illustrations():
     panels = shown["target, partner, salient patches of the partner, new sample"]
     assert panels.shape == (8, 4, *META.image_size, 3)
     salient = method.selection.mask(method.selection.saliency(params["selection"], batch()["image"]), method.visual.grid)
-    transfer = method.partners(jax.random.split(jax.random.key(0))[0], salient, batch()["label"], probability=1.0)
+    transfer = method.transfer.partners(jax.random.split(jax.random.key(0))[0], salient, batch()["label"], probability=1.0)
     assert transfer.used.all()
     image, partner = np.asarray(batch()["image"]), np.asarray(transfer.partner)
     pixels = np.kron(np.asarray(salient).reshape(12, 4, 2), np.ones((1, 16, 16), bool))[..., None]
@@ -432,7 +432,7 @@ def test_settings_that_cannot_work():
             create(argument, **settings)
     with pytest.raises(UserError, match="transfer.among=4: batches of 32 pictures cannot .* two whole identities"):
         create(transfer__among=4).stages()
-    assert create(transfer__among=8).shares(32) == 4 and create(transfer__among=4, transfer__on=False).stages()
+    assert create(transfer__among=8).transfer.shares(32) == 4 and create(transfer__among=4, transfer__on=False).stages()
     for argument, words in (("row=best", "unknown row 'best'"), ("recipe=fed", "unknown recipe 'fed'")):
         with pytest.raises(ValueError, match=words):
             dpm_pp.get_config(argument)

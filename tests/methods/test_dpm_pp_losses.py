@@ -75,7 +75,7 @@ def mixed(method, params) -> tuple[dict, np.ndarray, np.ndarray]:
     own, settings = batch(), method.settings.transfer
     key_transfer, _ = jax.random.split(KEY)
     salient = method.selection.mask(method.selection.saliency(params["selection"], own["image"]), method.visual.grid)
-    transfer = method.partners(key_transfer, salient, own["label"])
+    transfer = method.transfer.partners(key_transfer, salient, own["label"])
     partner, used, salient = np.asarray(transfer.partner), np.asarray(transfer.used), np.asarray(salient)
     variables = {"params": params["visual"]}
     patches = np.asarray(method.visual.apply(variables, own["image"], method="embed_patches"))
@@ -107,7 +107,8 @@ def expected_terms(method, params, extra) -> dict[str, float]:
     in_text = settings.mask_space == "text"
     maps = jnp.concatenate([out.taps[level - 1][:, 1:] for level in method.levels], axis=-1)
     masks = f64(method.mask(params, extra, maps.reshape(12, *method.visual.grid, -1), True)[0])
-    compared = (projected, texts) if in_text else (feature, centres)
+    masks = np.ones_like(masks) if settings.unit_mask else masks
+    compared = (projected, texts) if in_text else (feature if settings.masked_feature == "after" else cls, centres)
     cosines = masked_cosines(*compared, masks, settings.mask_side, settings.mask_order)
     logits = arcface(cosines, settings.cosine_scale, settings.cosine_margin, settings.beyond)
     terms["masked_identity"] = cross_entropy(logits, settings.masked_smoothing, left_out)
@@ -125,6 +126,8 @@ SETTINGS = [
     {"label_smoothing": 0.2, "masked_smoothing": 0.1},
     {"anchor_logits": "cosine"},
     {"mask_side": "feature"},
+    {"masked_feature": "before"},
+    {"unit_mask": True},
     {"mask_side": "both"},
     {"mask_order": "after"},
     {"beyond": "wrap", "cosine_margin": 2.5},

@@ -69,6 +69,10 @@ class TwoStages(MethodBase):
         bank = jnp.asarray(sums / counts)  # one array in two places, of which the step moves one
         return {"tables": {"feature": features}, "bank": bank, "start": bank, "prepared": prepared}
 
+    def start(self, stage, params, extra):
+        head = {"kernel": extra["start"].T} if stage.name == "prompts" else params["head"]  # which the step gives away as well
+        return params | {"head": head}
+
     def loss(self, params, extra, batch, rng, stage, t):
         features = batch["feature"] if stage.name == "prompts" else self.encode(params, batch["image"])
         noise = 0.1 * jax.random.normal(rng, features.shape)
