@@ -18,31 +18,21 @@ def main() -> int | None:
     from pathlib import Path
 
     from occreid_jax import distributed
-    from occreid_jax.files import check_unheld
-    from occreid_jax.train.folder import check_workdir, claim_workdir
     from occreid_jax.train.log import Reporter
-    from occreid_jax.train.loop import Stopped, Trainer
-    from occreid_jax.train.setup import banner, open_setup
+    from occreid_jax.train.loop import Stopped, train
 
     distributed.initialise()
     config = CONFIG.value
     workdir = Path(WORKDIR.value or command.default_workdir(config))
     reporter = Reporter()
-    check_workdir(workdir, config)  # before a dataset is rendered for nothing
-    distributed.in_lead(lambda: check_unheld(workdir))
-    setup = open_setup(config, reporter)
-    for line in banner(setup, workdir):
-        reporter.line(line)
-    trainer = Trainer(setup, workdir)
-    claim_workdir(workdir, config, setup.meta)
     try:
-        evaluation = trainer.run()
+        trainer, evaluation = train(config, workdir, reporter)
     except Stopped as stopped:
         command.fail(str(stopped), 128 + stopped.signal)
     if config.report.enabled and distributed.is_lead():
         from occreid_jax.report import write_report
 
-        reporter.line(f"report: {write_report(workdir, setup, trainer.state.params, trainer.state.extra)}")
+        reporter.line(f"report: {write_report(workdir, trainer.setup, trainer.state.params, trainer.state.extra)}")
     reporter.line(evaluation.summary)
     return None
 

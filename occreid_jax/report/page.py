@@ -46,6 +46,7 @@ def write_report(workdir: Path, setup: Setup, params: Any, extra: Any, beside: S
         headline=summary.headline(results),
         scores=scores,
         scores_before=scores_before,
+        ladder=summary.ladder(results),
         again=summary.run_again(stored),
         training=summary.training_charts(workdir),
         learning=summary.learning_chart(workdir),

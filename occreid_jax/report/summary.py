@@ -44,6 +44,11 @@ MEASURES = {
     "mean": "mean",
     "deviation": "standard deviation",
 }  # what the scores against ground truth are called
+LADDER = {
+    "test": "another source at test time, the same network",
+    "train": "another source in training, evaluated as this run is",
+    "both": "another source in training, and the same at test time",
+}  # what the ends of the oracle ladder are called
 UNSHOWN = ("report.", "loop.log_every")  # settings that the command to run again need not repeat
 
 
@@ -118,6 +123,19 @@ def scores(workdir: Path, results: Mapping[str, Any]) -> tuple[list[tuple[str, s
         for measure, value in measures.items()
     ]
     return rows, any(row[3] != "-" for row in rows)
+
+
+def ladder(results: Mapping[str, Any]) -> list[tuple[str, list[tuple[str, str, str]]]]:
+    """(heading, rows (source, mAP, R-1)) of every end of the oracle ladder that `train.ladder` left; the last row of each is the
+    share of the gap between the constant and the true location that the learned one closes."""
+    stored, tables = results.get("ladder", {}), []
+    for end, heading in LADDER.items():
+        rungs = dict(stored.get(end, {}))
+        if rungs:
+            gap = rungs.pop("share_of_gap")
+            rows = [(source, *(f"{measured[name]:.1f}" for name in ("mAP", "rank1"))) for source, measured in rungs.items()]
+            tables.append((heading, [*rows, ("share of the gap closed", *(score(gap[name]) for name in ("mAP", "rank1")))]))
+    return tables
 
 
 def score(value: float | None) -> str:

@@ -20,14 +20,15 @@ from occreid_jax import distributed
 from occreid_jax.data import resident, stream
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.evaluate import Evaluation, evaluate
-from occreid_jax.files import hold, read_json, write_json
+from occreid_jax.files import check_unheld, hold, read_json, write_json
 from occreid_jax.passes import run_pass
 from occreid_jax.train import performance, state
 from occreid_jax.train.checkpoint import Checkpoints, abstract
-from occreid_jax.train.log import MetricsFile
+from occreid_jax.train.folder import check_workdir, claim_workdir
+from occreid_jax.train.log import MetricsFile, Reporter
 from occreid_jax.train.plan import Plan, Position, StagePlan, make_plan
 from occreid_jax.train.records import write_evaluation
-from occreid_jax.train.setup import Setup
+from occreid_jax.train.setup import Setup, banner, open_setup
 from occreid_jax.train.start import initial_model
 from occreid_jax.train.state import TrainState
 from occreid_jax.train.step import StageStep
@@ -40,6 +41,19 @@ class Stopped(Exception):
     def __init__(self, signal: int, step: int):
         super().__init__(f"stopped after step {step}; the same command goes on from there")
         self.signal, self.step = signal, step
+
+
+def train(config: Any, workdir: Path, reporter: Reporter) -> tuple[Trainer, Evaluation]:
+    """A run from its config: begun in ``workdir``, or taken up where it stopped. Raises `Stopped` after a signal, and `UserError`
+    if the folder holds another run or the data or settings cannot be used."""
+    check_workdir(workdir, config)  # before a dataset is rendered for nothing
+    distributed.in_lead(lambda: check_unheld(workdir))
+    setup = open_setup(config, reporter)
+    for line in banner(setup, workdir):
+        reporter.line(line)
+    trainer = Trainer(setup, workdir)
+    claim_workdir(workdir, config, setup.meta)
+    return trainer, trainer.run()
 
 
 class Trainer:

@@ -17,7 +17,7 @@ from occreid_jax.types import Dataset
 
 def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) -> None:
     """``evaluation.npz`` (per-query records, ranked lists, image names) and then ``results.json``, which also tells the
-    `pictures_hash` of the test set."""
+    `pictures_hash` of the test set. A ``ladder`` that stands there of the same parameters is kept."""
     metrics = evaluation.metrics
     buffer = io.BytesIO()
     np.savez_compressed(
@@ -30,7 +30,11 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
         gallery_names=np.array([legible(name) for name in dataset.gallery.names]),
     )
     write_bytes(Path(workdir) / "evaluation.npz", buffer.getvalue())
-    write_json(Path(workdir) / "results.json", evaluation.results | {"pictures_sha256": pictures_hash(dataset)})
+    path, results = Path(workdir) / "results.json", evaluation.results | {"pictures_sha256": pictures_hash(dataset)}
+    old = read_json(path) if path.is_file() else {}
+    if "ladder" in old and old.get("parameters_sha256") == results["parameters_sha256"]:
+        results["ladder"] = old["ladder"]
+    write_json(path, results)
 
 
 def pictures_hash(dataset: Dataset) -> str:

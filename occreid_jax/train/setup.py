@@ -198,10 +198,10 @@ def check_truth(method: Method, dataset: Dataset, training: bool) -> None:
     """Raises `UserError` if a method asks for ground truth, at test time or in ``training``, that a dataset does not have."""
     inputs = set(method.evaluation_inputs).union(*(stage.inputs for stage in method.stages() if training))
     if dataset.truth is None and inputs & {"parts", MEAN}:
-        raise UserError(
-            f"{dataset.name} has no ground truth of where people are, which this config asks for; set config.method.location to "
-            "learned or random and config.method.person_mask to false, or take the embedded benchmark (dataset=synthetic)"
-        )
+        locates = method.localises is not None and "location" in method.config.method
+        remedy = "set config.method.location to learned or random" if locates else "set config.method.person_mask=False"
+        told = "has no body-part labels, which this config asks for: only synthetic sets have"
+        raise UserError(f"{dataset.name} {told}; {remedy}, or take the embedded benchmark")
 
 
 def training_meta(train: Split, config) -> Meta:

@@ -166,6 +166,20 @@ def test_scores_against_the_truth_stand_beside_those_of_the_untrained_network(ma
     assert [value for _, _, value in rows(both)] == ["0.8125</td><td>0.5", "37.5</td><td>37.5", "-</td><td>-"]
 
 
+def test_the_ladder_stands_in_the_page(make_run):
+    workdir, setup, params, extra = make_run()
+    results = read_json(workdir / "results.json")
+    assert "What the location is worth" not in write_report(workdir, setup, params, extra).read_text(encoding="utf-8")
+    rungs = {source: {"mAP": 10.0 * number, "rank1": 50.0} for number, source in enumerate(("learned", "constant", "truth"))}
+    results["ladder"] = {"localises": "stripes", "test": rungs | {"share_of_gap": {"mAP": -1.0, "rank1": None}}}
+    write_json(workdir / "results.json", results)
+    text = section(write_report(workdir, setup, params, extra).read_text(encoding="utf-8"), "results")
+    assert "Located: stripes." in text and text.count("another source") == 1
+    rows = re.findall(r"<tr><td class=\"words\">(.*?)</td><td>(.*)</td><td>(.*)</td></tr>", text)
+    assert rows[:3] == [("learned", "0.0", "50.0"), ("constant", "10.0", "50.0"), ("truth", "20.0", "50.0")]
+    assert rows[3] == ("share of the gap closed", "-1", "-")
+
+
 def test_every_view_of_an_augmented_batch_is_shown(make_run):
     text = section(write_report(*make_run()).read_text(encoding="utf-8"), "samples")
     alts = [attributes["alt"] for attributes in Page(text).all("img")]
