@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.augment import appearance, geometry
-from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, pick, twins
+from occreid_jax.augment.paste import COVERED, OCCLUDED_PARTS, check, covered_parts, erase, paste, pick, twins
 
 Array = jax.Array
 
@@ -134,6 +134,6 @@ def npo(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
         else:
             visible = visible_by_coverage(covered)
         result = {"image": clean, "occluded": occluded, "visible": visible, "covered": covered}
-        return result | ({} if parts is None else {"parts": parts, "occluded_parts": covered_parts(parts, alpha)})
+        return result | ({} if parts is None else {"parts": parts, OCCLUDED_PARTS: covered_parts(parts, alpha)})
 
     return twins(one, pastes=kind == "npo")

@@ -17,6 +17,7 @@ from occreid_jax.parts import OCCLUDED
 
 Array = jax.Array
 
+OCCLUDED_PARTS = "occluded_parts"  # the body-part labels of the occluded twin, beside "parts" of the clean picture
 COVERED = 0.5  # a pixel counts as covered above this opacity
 LIBRARY = ("occluders", "occluder_sides")
 """What a stage names in ``Stage.shared`` to paste occluders: uint8 [K, S, S * 4], and height and width in pixels int32 [K, 2]."""

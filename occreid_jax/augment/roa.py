@@ -12,12 +12,15 @@ import jax
 import jax.numpy as jnp
 
 from occreid_jax.augment import appearance, geometry
-from occreid_jax.augment.paste import COVERED, check, covered_parts, erase, paste, pick, twins
+from occreid_jax.augment.paste import COVERED, OCCLUDED_PARTS, check, covered_parts, erase, paste, pick, twins
+from occreid_jax.errors import UserError
 
 Array = jax.Array
 
 NOISES = ("after", "before")
-KINDS = ("roa", "cut_and_paste", "erasing", "none")
+PASTED = ("roa", "cut_and_paste")  # kinds that need a library of objects
+OTHER = "other_image"
+KINDS = (*PASTED, "erasing", OTHER, "none")
 TALL = 2  # an object is tall if it is more than so many times as high as wide
 
 
@@ -71,26 +74,44 @@ def realistic_occlusion(
     return paste(image, cutout, *box, jax.random.bernoulli(key_flip, flip), hard)
 
 
-def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array, dict], dict]:
+def other_images(batch: dict, together: int) -> dict:
+    """``batch`` with another picture of the person as every picture's twin: the next one of its group.
+
+    ``together`` pictures of a person stand side by side, as the sampler puts them; a person with fewer has some twice. The twin
+    keeps its camera, ``occluded_camid`` int32 [B], and its labels.
+    """
+
+    def following(x: Array) -> Array:
+        return jnp.roll(x.reshape(-1, together, *x.shape[1:]), -1, axis=1).reshape(x.shape)
+
+    twins_of = {"image": "occluded", "camid": "occluded_camid", "parts": OCCLUDED_PARTS}
+    return batch | {twin: following(batch[name]) for name, twin in twins_of.items() if name in batch}
+
+
+def roa(config, mean: tuple[float, ...], std: tuple[float, ...], together: int = 1) -> Callable[[Array, dict], dict]:
     """A training augmentation with an occluded twin of every picture.
 
     ``config`` has ``flip``, ``pad`` and ``jitter`` as `augment.standard`, which both twins share, and ``occlusion`` with
 
     * ``kind``: "roa", "cut_and_paste" (whole boxes), "erasing" (random erasing with probability ``config.erasing``, which counts
-      here only, of ``erased_area``, with noise "after" or "before" pictures are normalised) or "none" (the twin is the picture),
+      here only, of ``erased_area``, with noise "after" or "before" pictures are normalised), "other_image" (`other_images`, of
+      which ``together`` stand side by side) or "none" (the twin is the picture),
     * ``probability`` that an object is pasted; ``least_area``, ``most_area``, ``balanced``, ``hard`` and ``flip`` as in
       `realistic_occlusion`.
 
     Returns ``augment(rng, batch)``, whose batch needs the library (`paste.LIBRARY`) unless nothing is pasted. The result has no
     library any more, ``image`` and ``occluded`` float32 [B, H, W, 3] normalised, and ``covered`` float32 [B], the share of
     pixels that are covered by more than half. ``parts`` moves along; ``occluded_parts`` is the same with the object. Raises
-    `UserError` for an unknown kind.
+    `UserError` for an unknown kind, and for other images where a batch has one of a person.
     """
     flip, pad, jitter, erasing = config.flip, config.pad, tuple(config.jitter), config.erasing
     settings = config.occlusion
     kind, probability = settings.kind, settings.probability
     check("kind", kind, KINDS)
     check("noise", settings.noise, NOISES)
+    if kind == OTHER and together < 2:
+        told = "needs several pictures of a person side by side: a sampler with images_per_identity of 2 or more"
+        raise UserError(f"augment.occlusion.kind is '{OTHER}', which {told}")
     areas = dict(least_area=settings.least_area, most_area=settings.most_area)
     rules = dict(balanced=settings.balanced, hard=settings.hard, rectangles=kind == "cut_and_paste", flip=settings.flip)
 
@@ -106,11 +127,12 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Ar
             source = clean if settings.noise == "after" else image
             occluded, alpha = erase(key_occluder, source, erasing, tuple(settings.erased_area))
             occluded = occluded if settings.noise == "after" else appearance.normalise(occluded, mean, std)
-        elif kind != "none":
+        elif kind in PASTED:
             pasted, alpha = realistic_occlusion(key_occluder, image, pictures, sides, **areas, **rules)
             alpha = jnp.where(jax.random.bernoulli(key_use, probability), alpha, 0.0)
             occluded = jnp.where(alpha[..., None] > 0, appearance.normalise(pasted, mean, std), clean)
         result = {"image": clean, "occluded": occluded, "covered": jnp.mean(alpha > COVERED)}
-        return result | ({} if parts is None else {"parts": parts, "occluded_parts": covered_parts(parts, alpha)})
+        return result | ({} if parts is None else {"parts": parts, OCCLUDED_PARTS: covered_parts(parts, alpha)})
 
-    return twins(one, pastes=kind in ("roa", "cut_and_paste"))
+    augment = twins(one, pastes=kind in PASTED)
+    return augment if kind != OTHER else lambda rng, batch: other_images(augment(rng, batch), together)

@@ -34,7 +34,6 @@ ENCODER_RANGES = (
 NUMBERS = (("method.mean", 3, "red, green and blue"), ("method.std", 3, "red, green and blue"))
 SIDES = ("before", "after")  # of a neck, or of a normalisation
 SMALLEST_TEMPERATURE = 1e-3
-OCCLUDED_PARTS = "occluded_parts"  # what an augmentation calls the body-part labels of the occluded twin
 LOCATION_KEY = 0x10C  # folded into a step's key where the location is chance
 
 

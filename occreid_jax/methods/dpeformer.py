@@ -18,12 +18,12 @@ import numpy as np
 from flax import linen as nn
 
 from occreid_jax import banks
-from occreid_jax.augment.paste import LIBRARY
-from occreid_jax.augment.roa import roa
+from occreid_jax.augment.paste import LIBRARY, OCCLUDED_PARTS
+from occreid_jax.augment.roa import PASTED, roa
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.methods import locations
-from occreid_jax.methods.base import OCCLUDED_PARTS, SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn import blending, heads, pooling, selection, sub_vectors, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage
@@ -55,7 +55,6 @@ RANGES = (
     ("memory.floor", 0, 1),
 )
 TOKENS = 128  # of a 256x128 image with patches of 16: what the numbers of selected tokens in the config refer to
-PASTED = ("roa", "cut_and_paste")  # kinds of occlusion that need a library of objects
 
 
 class Encoded(NamedTuple):
@@ -169,7 +168,8 @@ class DPEFormer(MethodBase):
         plain = super().stage(name, block)
         if not self.settings.occluded:
             return plain
-        augment = roa(block.augment, tuple(self.settings.mean), tuple(self.settings.std))
+        together = block.sampler.get("images_per_identity", 1)
+        augment = roa(block.augment, tuple(self.settings.mean), tuple(self.settings.std), together)
         shared = LIBRARY if block.augment.occlusion.kind in PASTED else ()
         return dataclasses.replace(plain, augment=augment, shared=shared, flops=2 * plain.flops)
 
@@ -298,8 +298,9 @@ class DPEFormer(MethodBase):
         """
         labels, count = batch["label"], len(self.views)
         images = side_by_side([batch["image"], batch["occluded"]] if self.settings.occluded else [batch["image"]])
+        camids = side_by_side([batch["camid"], batch.get("occluded_camid", batch["camid"])][:count])
         location = self.location_of_views(batch, rng, [VIEW_PARTS[view] for view in self.views])
-        encoded = self.encode(params, images, jnp.repeat(batch["camid"], count), rng, views=count, location=location)
+        encoded = self.encode(params, images, camids, rng, views=count, location=location)
         features = self.features(encoded)
         views = self.classified(params, extra, features)
         identity, metrics = self.identity(views, labels)

@@ -17,13 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax.augment.npo import npo
-from occreid_jax.augment.paste import LIBRARY
+from occreid_jax.augment.paste import LIBRARY, OCCLUDED_PARTS
 from occreid_jax.banks import RULES, identity_means, info_nce, update_bank
 from occreid_jax.errors import UserError
 from occreid_jax.losses.identity import accuracy, cross_entropy
 from occreid_jax.losses.metric import batch_hard_triplet
 from occreid_jax.methods import locations
-from occreid_jax.methods.base import OCCLUDED_PARTS, SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
+from occreid_jax.methods.base import SIDES, SMALLEST_TEMPERATURE, MethodBase, apart, encoder_flops, side_by_side
 from occreid_jax.nn.fed import FFNS, FeatureDiffusion, OcclusionErasing, PartNecks, feature_diffusion_flops, search
 from occreid_jax.nn.heads import classifier
 from occreid_jax.nn.layers import BatchNorm, run

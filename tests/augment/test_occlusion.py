@@ -350,6 +350,18 @@ def test_labels_of_a_batch_follow_the_rule():
     assert upright["visible"].all() and (np.asarray(upright["covered"]) > 0.2).all()
 
 
+def test_another_picture_of_the_person_as_twin():
+    """Groups of three: the twin of each is the next one, as augmented, with its labels and its camera."""
+    raw = batch(6, parts=np.random.default_rng(5).integers(0, 9, (6, 64, 32), np.uint8), camid=np.arange(6, dtype=np.int32))
+    made = jax.jit(roa.roa(recipe(ROA, kind="other_image"), HALF, HALF, 3))(jax.random.key(0), raw)
+    following = np.array([1, 2, 0, 4, 5, 3])
+    for name, twin in (("image", "occluded"), ("parts", "occluded_parts"), ("camid", "occluded_camid")):
+        np.testing.assert_array_equal(made[twin], np.asarray(made[name])[following])
+    assert not made["covered"].any() and not np.array_equal(made["image"], made["occluded"])
+    with pytest.raises(UserError, match="occlusion.kind is 'other_image', which needs several pictures of a person side by side"):
+        roa.roa(recipe(ROA, kind="other_image"), HALF, HALF)
+
+
 def test_unknown_words_are_named():
     with pytest.raises(UserError, match="augment.occlusion.kind is 'npo'; it must be one of roa"):
         roa.roa(recipe(ROA, kind="npo"), HALF, HALF)

@@ -450,8 +450,9 @@ def test_every_row_of_the_tables_can_be_built(row):
     assert len(params["heads"]) == (2 if row.startswith("baseline") else 7)
     assert ("fbm_0" in params) == method.blends and ("final_bank" in extra) == (row == "contrastive_two")
     occlusion = config.stages.main.augment.occlusion.kind
-    assert occlusion == {"baseline_erasing": "erasing", "erasing": "erasing", "cut_and_paste": "cut_and_paste"}.get(row, "roa")
-    assert bool(method.stages()[0].shared) == (config.method.occluded and occlusion != "erasing")
+    others = {"baseline_erasing": "erasing", "baseline_pairs": "other_image"}
+    assert occlusion == (others | {"erasing": "erasing", "cut_and_paste": "cut_and_paste"}).get(row, "roa")
+    assert bool(method.stages()[0].shared) == (config.method.occluded and occlusion in ("roa", "cut_and_paste"))
 
 
 def test_published_recipe():
