@@ -7,7 +7,8 @@
     python launch/train.py --config=configs/dpm_pp.py:dataset=occluded_duke,backbone=base ...    with an ImageNet ViT-B/16
 
 Datasets with a recipe: occluded_duke, market1501, dukemtmc, occluded_reid (trained on Market-1501). ``row=NAME`` is a row of the
-paper's ablation tables, see `ROWS`; ``recipe=dpm`` and ``recipe=spt`` are the two predecessors as their code trains them;
+paper's ablation tables, see `ROWS`; ``recipe=dpm`` and ``recipe=spt`` are the two predecessors as their code trains them,
+``recipe=dpm_spt`` is DPM on SPT's samples, as published before DPM++;
 ``learn_selection=false`` leaves the second stage out and takes its network from ``--config.init.weights=CLIP,SELECTION``. The
 weights are those that launch/port_weights.py makes from CLIP or from an ImageNet ViT (docs/porting.md).
 Published (R-1 / mAP): Occluded-Duke 76.9 / 67.2, Occluded-REID 95.4 / 91.8, Market-1501 96.1 / 91.2, DukeMTMC-reID 91.4 / 83.9
@@ -51,6 +52,7 @@ ROWS = {
     # Table VI: masked prototypes. The paper does not say whether "without" means without a mask at test time only.
     "unmasked": {"mask": False},
     "unmasked_test": {"test_mask": False},
+    "unit_mask": {"unit_mask": True},  # the masked branch stays with masks of ones: what its margin does alone
     "visual_prototypes": {},
     "text_prototypes": {"mask_space": "text"},
     # Table VII: random erasing and transfer, without masks.
@@ -63,7 +65,7 @@ ROWS = {
 Not runnable, since the text of the paper lost their values: Table V, rows 2 and 4 of lambda 2 (values unknown; row 1 taken as
 0), the grid of Figure 5 (thresholds of OIoU and rolling), and the binary gates of Eq. 21 other than blocks 2, 4, 10, 12.
 """
-RECIPES = ("dpm_pp", "dpm", "spt")
+RECIPES = ("dpm_pp", "dpm", "spt", "dpm_spt")
 SHORT = {"market1501": 50, "occluded_reid": 50}  # epochs of DPM's own recipe where it is not 150
 
 
@@ -118,7 +120,7 @@ def get_config(arg: str = ""):
         mask=True,  # masked prototypes
         unit_mask=False,  # the masked branch with masks of ones: its margin alone
         mask_levels=(2, 4, 10, 12),  # blocks of 12 that the generator reads; other depths keep the relative depth
-        mask_pooling="max",  # of the last map: max (code) | mean (paper)
+        mask_pooling="max" if predecessor else "mean",  # of the last map: max (DPM's code) | mean (paper)
         mask_level_norm=False,  # a LayerNorm for each level first
         mask_space="visual",  # what is masked: visual prototypes | text (the anchors, in CLIP's space)
         mask_side="prototype",  # prototype | feature | both
@@ -145,7 +147,7 @@ def get_config(arg: str = ""):
             top_share=0.1,  # of the candidates, the best
             among=64,  # candidates: a larger batch is cut into equal shares of so many or fewer; 0: the whole batch
             exclude_same_identity=False,
-            least_area=0,  # patches that a partner's mask must have
+            least_area=0.0,  # share of a partner's patches that must be salient
             hole_of="partner",  # whose salient patches the image is shown through: partner | target
             fallback="none",  # none | first (the official code takes the best pair at any score)
             ignore_identity=True,  # the partner's identity counts in no cross entropy
@@ -160,18 +162,21 @@ def get_config(arg: str = ""):
             identity_weight=1.0,
             masked_weight=1.0,
             triplet_weight=1.0,
-            margin=config_dict.placeholder(float),
-            label_smoothing=0.0,
+            margin=config_dict.placeholder(float),  # this and the smoothing: those of the stage that uses the network (paper)
+            label_smoothing=0.0 if predecessor else 0.1,
             budget_weight=50.0,
             budget_share=0.3,
             budget_over="batch",  # batch | image
             overlap_weight=0.1,
         ),
+        # What is salient for the transfer: learned (the selection network) | random | constant (the mean of the truth) | truth
+        # (the visible person, from the renderer)
+        location=dict(train="learned"),
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
     if not predecessor and arg.triplet == "hinge":
-        config.method.margin = 0.3
+        config.method.margin = config.method.selection.margin = 0.3
     config.stages = published_stages()
     if predecessor:
         finish_predecessor(config, arg)
@@ -221,9 +226,10 @@ def published_stages() -> dict:
 
 
 def finish_predecessor(config, arg) -> None:
-    """Changes the recipe to that of DPM or SPT as their code trains, in place: SGD, soft triplet, no texts."""
+    """Changes the recipe to that of DPM or SPT as their code trains, or of DPM on SPT's samples, in place: SGD, soft triplet, no
+    texts."""
     method, stages = config.method, config.stages
-    dpm, small = arg.recipe == "dpm", common.is_small(config)
+    dpm, spt, small = arg.recipe != "spt", arg.recipe != "dpm", common.is_small(config)
     epochs = SHORT.get(arg.dataset, 150) if dpm else 120
     method.update(label_smoothing=0.0, camera=arg.camera and dpm)
     if dpm:
@@ -235,9 +241,11 @@ def finish_predecessor(config, arg) -> None:
             head_reduction="official",
             alternating=True,
         )
-        method.transfer.on = False
+        method.transfer.on = spt
+        method.selection.stride = 16 if spt else 0
     else:
         method.update(stride=arg.stride or 16, mask=False, head_weight=0.0)
+    if spt:
         method.transfer.update(
             partners="official", probability=1.0, fallback="first", ignore_identity=False, ignore_negatives="none"
         )

@@ -156,20 +156,21 @@ ERASED = BALANCED | {
 TRANSFER = {
     "on": True, "probability": 0.5, "partners": "best", "threshold": 0.7, "threshold_on": "unrolled", "rolling": True,
     "roll_step": 1, "rolling_threshold": 0.0, "top_share": 0.1, "among": 64, "exclude_same_identity": False,
-    "least_area": 0, "hole_of": "partner", "fallback": "none", "ignore_identity": True, "ignore_negatives": "symmetric",
+    "least_area": 0.0, "hole_of": "partner", "fallback": "none", "ignore_identity": True, "ignore_negatives": "symmetric",
 }  # fmt: skip
-SELECTION = {  # SPT: budget 0.3 with weight 50, overlap 0.1, soft margin, no smoothing
+SELECTION = {  # SPT: budget 0.3 with weight 50, overlap 0.1; triplet and smoothing are those of the last stage (section 3.4)
     "stride": 0, "levels": [2, 4, 10, 12], "level_norm": False, "detach": True, "masking": "scale", "identity_weight": 1.0,
-    "masked_weight": 1.0, "triplet_weight": 1.0, "margin": None, "label_smoothing": 0.0, "budget_weight": 50.0,
+    "masked_weight": 1.0, "triplet_weight": 1.0, "margin": 0.3, "label_smoothing": 0.1, "budget_weight": 50.0,
     "budget_share": 0.3, "budget_over": "batch", "overlap_weight": 0.1,
 }  # fmt: skip
 DPM_PP = HALF | below("transfer", TRANSFER) | below("selection", SELECTION) | {
+    "location.train": "learned",
     "backbone": "clip_vit_b16", "patch": 16, "stride": 12, "camera": True, "camera_scale": 1.0, "camera_tokens": "cls",
     "drop_path": 0.0, "text": True, "words": 4, "held_out": 0.0, "anchor_weight": 1.0, "anchor_epochs": 0,
     "anchor_logits": "product", "prototype_start": "xavier", "identity_weight": 1.0, "label_smoothing": 0.1,
     "masked_weight": 1.0, "masked_smoothing": 0.0, "masked_feature": "after", "unit_mask": False,
     "triplet_weight": 1.0, "margin": 0.3, "clip_reid_heads": False, "mask": True, "mask_levels": [2, 4, 10, 12],
-    "mask_pooling": "max", "mask_level_norm": False, "mask_space": "visual", "mask_side": "prototype", "mask_order": "before",
+    "mask_pooling": "mean", "mask_level_norm": False, "mask_space": "visual", "mask_side": "prototype", "mask_order": "before",
     "cosine_scale": 30.0, "cosine_margin": 0.3, "beyond": "linear", "head_weight": 0.1, "head_reduction": "mean",
     "head_softmax": False, "alternating": False, "test_mask": True, "test_feature": "before", "test_projected": False,
 }  # fmt: skip
@@ -187,7 +188,8 @@ DPM_PP_STAGES = (
 )  # fmt: skip
 VISUAL = {"backbone": "base", "text": False, "camera_scale": 3.0, "camera_tokens": "all", "drop_path": 0.1}
 # DPM: ViT-B, SGD for all, soft margin, no smoothing, halves of the two identity losses, two alternating updates.
-DPM = DPM_PP | VISUAL | {
+AS_CODED = {"mask_pooling": "max", "selection.margin": None, "selection.label_smoothing": 0.0}
+DPM = DPM_PP | VISUAL | AS_CODED | {
     "label_smoothing": 0.0, "margin": None, "identity_weight": 0.5, "masked_weight": 0.5, "head_weight": 0.1,
     "head_reduction": "official", "alternating": True, "transfer.on": False,
 }  # fmt: skip
@@ -200,13 +202,16 @@ def dpm_stage(epochs: int, jitter: tuple = (0.0,) * 4) -> dict:
 
 
 # SPT: ViT-B of stride 16 without cameras, masks and texts; its partners are those of its code, always used.
-SPT = DPM_PP | VISUAL | {
-    "stride": 16, "camera": False, "label_smoothing": 0.0, "margin": None, "mask": False, "head_weight": 0.0,
-    "transfer.partners": "official", "transfer.probability": 1.0, "transfer.fallback": "first", "transfer.ignore_identity": False,
-    "transfer.ignore_negatives": "none",
+SPT_TRANSFER = {
+    "transfer.on": True, "transfer.partners": "official", "transfer.probability": 1.0, "transfer.fallback": "first",
+    "transfer.ignore_identity": False, "transfer.ignore_negatives": "none",
 }  # fmt: skip
-SPT_STAGES = stage("selection", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, decision_optimizer=SGD)
-SPT_STAGES |= stage("metric", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, head_optimizer=SGD, mask_optimizer=SGD)
+SPT = DPM_PP | VISUAL | AS_CODED | SPT_TRANSFER | {
+    "stride": 16, "camera": False, "label_smoothing": 0.0, "margin": None, "mask": False, "head_weight": 0.0,
+}  # fmt: skip
+SPT_SELECTION = stage("selection", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, decision_optimizer=SGD)
+DPM_SPT = DPM | SPT_TRANSFER | {"selection.stride": 16}  # the "Full Version" of DPM++'s Table III with an ImageNet ViT
+SPT_STAGES = SPT_SELECTION | stage("metric", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, head_optimizer=SGD, mask_optimizer=SGD)
 
 RECIPES = {}  # "config:argument" -> (settings of the method, of the stages)
 for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
@@ -232,7 +237,7 @@ for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
         f"fed:{given}": (FED | ({"score_weights": [0.0, 0.0]} if dataset == "dukemtmc" else {}), FED_STAGE),
         f"dpeformer:{given}": (DPEFORMER, DPEFORMER_STAGE),
         f"dpm_pp:{given}": (DPM_PP | hard, DPM_PP_STAGES),
-        f"dpm_pp:{given},triplet=soft": (DPM_PP | hard | {"margin": None}, DPM_PP_STAGES),
+        f"dpm_pp:{given},triplet=soft": (DPM_PP | hard | {"margin": None, "selection.margin": None}, DPM_PP_STAGES),
         f"dpm_pp:{given},recipe=spt": (SPT | hard, SPT_STAGES),
     }  # fmt: skip
 RECIPES |= {
@@ -259,6 +264,9 @@ RECIPES |= {
         DPEFORMER_OFFICIAL, stage("main", 120, GROUPS_OF_4, ERASED, optimizer=SGD)
     ),
     "dpm_pp:dataset=occluded_duke,recipe=dpm": (DPM | {"cosine_margin": 0.5, "stride": 11}, dpm_stage(150)),
+    "dpm_pp:dataset=occluded_duke,recipe=dpm_spt": (
+        DPM_SPT | {"cosine_margin": 0.5, "stride": 11}, SPT_SELECTION | dpm_stage(150)
+    ),
     "dpm_pp:dataset=dukemtmc,recipe=dpm": (DPM, dpm_stage(150)),
     "dpm_pp:dataset=market1501,recipe=dpm": (DPM, dpm_stage(50)),
     "dpm_pp:dataset=occluded_reid,recipe=dpm": (DPM | {"head_weight": 0.01}, dpm_stage(50, (0.3, 0.3, 0.2, 0.2))),

@@ -6,6 +6,7 @@ Eq. 5 to 7; their official code. Works on patch tokens and on masks of the patch
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -27,11 +28,12 @@ RANGES = (
     ("probability", 0, 1),
     ("top_share", 0, 1),
     ("roll_step", 1, None),
-    ("least_area", 0, None),
+    ("least_area", 0, 1),
     ("among", 0, None),
 )
 """What the settings of a method that has it may be, as `MethodBase.choices` and ``ranges``."""
 EMPTY = -1.0  # the score of a candidate whose mask is empty: never chosen
+ROUNDING = 1e-6  # of a share of the patches: 0.28 of 25 are 7, not 8
 SMALL = 1e-4  # random amount that breaks ties: many candidates have the score 1
 
 
@@ -75,7 +77,7 @@ def choose_partners(
     top_share: float = 0.1,
     threshold_on: str = "unrolled",
     exclude_same_identity: bool = False,
-    least_area: int = 0,
+    least_area: float = 0.0,
     fallback: str = "none",
 ) -> Transfer:
     """Draws a partner for every image of a batch, from masks [B, h w] and labels int32 [B].
@@ -91,7 +93,8 @@ def choose_partners(
 
     An image is recombined with ``probability``, if a candidate counts. ``fallback`` says what happens if none does: "none"
     leaves it as it is, "first" takes the best pair whatever it scores (SPT's code after 100 failures), which may be the image
-    itself and then changes nothing. A candidate has ``least_area`` salient patches or more; an empty mask never serves.
+    itself and then changes nothing. At least a share ``least_area`` of a candidate's patches is salient; an empty mask never
+    serves.
     """
     check_words(partners, fallback, threshold_on)
     count, top = masks.shape[0], max(1, int(top_share * masks.shape[0]))
@@ -166,9 +169,10 @@ def check_words(partners: str, fallback: str, threshold_on: str) -> None:
             raise ValueError(f"unknown {name} '{value}'; it must be one of {', '.join(known)}")
 
 
-def barred_pairs(masks: Array, labels: Array, least_area: int, exclude_same_identity: bool) -> Array:
-    """Who never serves whom, bool [B, B] (image, candidate): nobody himself, nor a mask of less than ``least_area`` patches."""
-    barred = jnp.eye(len(masks), dtype=bool) | (jnp.sum(masks, axis=-1) < max(least_area, 1))[None, :]
+def barred_pairs(masks: Array, labels: Array, least_area: float, exclude_same_identity: bool) -> Array:
+    """Who never serves whom, bool [B, B] (image, candidate): nobody himself, nor a mask of less than a share ``least_area``."""
+    least = max(math.ceil(least_area * masks.shape[-1] - ROUNDING), 1)
+    barred = jnp.eye(len(masks), dtype=bool) | (jnp.sum(masks, axis=-1) < least)[None, :]
     return barred | (labels[:, None] == labels[None, :]) if exclude_same_identity else barred
 
 

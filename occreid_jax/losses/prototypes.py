@@ -17,13 +17,17 @@ SMALLEST = 1e-24  # of a squared norm, so that a root is finite and has a finite
 
 
 def masked_cosines(
-    features: Array, prototypes: Array, masks: Array, side: str = "prototype", order: str = "before"
-) -> Array:
+    features: Array, prototypes: Array, masks: Array, side: str = "prototype", order: str = "before",
+    own_masks: Array | None = None,
+) -> Array:  # fmt: skip
     """Likeness of features [B, D] and prototypes [C, D] under masks [B, D] (one per feature), float32 [B, C].
 
     Rows are brought to unit length, masked and, with ``order="before"``, brought to unit length again, so that scaling a mask
     by a constant changes nothing. ``side`` says which rows the mask multiplies: the "prototype" (the published method), the
     "feature", or "both"; with ``order="after"`` the first two are the same. Two matrix products: no [B, C, D] array is made.
+
+    ``own_masks`` [C, D] are those of prototypes that are features of pictures themselves: where masks refine features, each of
+    them is multiplied with its own as well, and with ``order="before"`` brought to unit length again.
     """
     if side not in SIDES or order not in ORDERS:
         raise ValueError(f"masks know the sides {', '.join(SIDES)} and the orders {', '.join(ORDERS)}, not {side!r}, {order!r}")
@@ -32,6 +36,9 @@ def masked_cosines(
         return jnp.matmul(a, b.T, precision=jax.lax.Precision.HIGHEST)
 
     features, prototypes, masks = unit_vectors(features), unit_vectors(prototypes), masks.astype(jnp.float32)
+    if own_masks is not None:
+        prototypes = prototypes * own_masks.astype(jnp.float32)
+        prototypes = unit_vectors(prototypes) if order == "before" else prototypes
     squared_masks = masks * masks
     cosines = product(features * (squared_masks if side == "both" else masks), prototypes)
     if order == "after":

@@ -19,8 +19,8 @@ from occreid_jax.augment import patch_transfer
 from occreid_jax.errors import UserError
 from occreid_jax.losses import prototypes
 from occreid_jax.losses.regularisers import head_correlation
-from occreid_jax.methods import masked_metric, salient_selection
-from occreid_jax.methods.base import CLIP, SIDES, encoder_flops, with_statistics
+from occreid_jax.methods import locations, masked_metric, salient_selection
+from occreid_jax.methods.base import CLIP, LOCATION_KEY, SIDES, encoder_flops, with_statistics
 from occreid_jax.methods.masked_metric import Encoded, MaskedMetric
 from occreid_jax.methods.prompt_learning import PROMPTS
 from occreid_jax.methods.salient_selection import SalientSelection
@@ -59,6 +59,11 @@ class DPMPP(MaskedMetric):
     ``prompts`` with ``text``; ``selection`` with ``transfer``; ``projected_head`` with ``clip_reid_heads``.
 
     The last stage alone decides what is compared at test time: the feature of an image, and for queries the mask.
+
+    ``location``: which patches of a picture are salient for the transfer. "truth" are the cells of which the visible person (as
+    before random erasing) fills at least half, "constant" those that are so in the mean of the training set; chance takes every
+    other one. All meet the threshold of the learned saliency, so that the number of salient patches is the source's own. Without
+    the learned one there is no selection network and no second stage.
     """
 
     order = (PROMPTS, SELECTION, METRIC)
@@ -93,8 +98,9 @@ class DPMPP(MaskedMetric):
         )
         self.selection = self.transfer = None
         if settings.transfer.on:
-            stride = settings.selection.stride or settings.stride
-            self.selection = SalientSelection(self.encoder(stride, projected=False), meta.identities, settings.selection)
+            if self.source("train") == "learned":
+                stride = settings.selection.stride or settings.stride
+                self.selection = SalientSelection(self.encoder(stride, projected=False), meta.identities, settings.selection)
             sampler = config.stages[METRIC].sampler if METRIC in config.stages else {}
             together = sampler.get("images_per_identity", 1)  # such a sampler puts them side by side
             self.transfer = SalientTransfer(settings.transfer, self.selection, self.visual.grid, together)
@@ -104,9 +110,23 @@ class DPMPP(MaskedMetric):
         return self.settings.mask_space == "text"
 
     @property
+    def localises(self) -> locations.Localised | None:
+        on = self.settings.transfer.on
+        return locations.Localised("which patches show the person, for their transfer (SPS)", ("train",)) if on else None
+
+    def true_location(self, parts: Array) -> Array:
+        """float32 [B, h, w]: the share of each patch that shows the person, see `locations.visible_shares`."""
+        return locations.visible_shares(parts, self.visual.grid)
+
+    @property
     def generates(self) -> bool:
         """Whether masks come from the generator: with ``unit_mask`` the masked branch is there, and its masks are ones."""
         return self.settings.mask and not self.settings.unit_mask
+
+    @property
+    def refines(self) -> bool:
+        """Whether a picture's mask is multiplied with its own feature, whatever it is compared with."""
+        return self.settings.mask_side != "prototype"
 
     @property
     def alternates(self) -> bool:
@@ -233,7 +253,10 @@ class DPMPP(MaskedMetric):
 
     def recombination(self, params: Params, batch: Batch, rng: Array) -> Recombination:
         """Partners for the images of a batch and what they leave out of the losses; empty without transfer."""
-        return Recombination() if self.transfer is None else self.transfer.recombination(params[SELECTION], batch, rng)
+        if self.transfer is None:
+            return Recombination()
+        location = self.location(batch, "train", jax.random.fold_in(rng, LOCATION_KEY))
+        return self.transfer.recombination(params, batch, rng, location)
 
     def projected(self, params: Params, extra: Extra, batch: Batch) -> Array:
         return self.encode(params, batch, cameras=False).projected
@@ -254,10 +277,11 @@ class DPMPP(MaskedMetric):
     def embed(self, params: Params, extra: Extra, batch: Batch, role: str) -> Features:
         """``feature`` float32 [B, D] and, for queries, ``mask`` float32 [B, D]; the feature alone if nothing is masked.
 
-        Masks are made for the gallery as well if re-ranking asks for distances among its pictures.
+        Masks are made for the gallery as well if they refine features, or if re-ranking asks for distances among its pictures.
         """
         settings, encoded = self.settings, self.encode(params, batch)
-        masked = self.generates and settings.test_mask and (role == "query" or bool(self.config.evaluation.rerank))
+        needed = role == "query" or self.refines or bool(self.config.evaluation.rerank)
+        masked = self.generates and settings.test_mask and needed
         masks = self.mask(params, extra, encoded.maps)[0] if masked else None
         if self.in_text_space:
             feature = encoded.projected
@@ -266,7 +290,8 @@ class DPMPP(MaskedMetric):
             feature = self.after_neck(params, extra, encoded.feature)[0] if after else encoded.feature
             if settings.test_projected:  # which no mask is made for
                 feature = jnp.concatenate([feature, encoded.projected], axis=-1)
-                masks = jnp.concatenate([masks, jnp.ones_like(encoded.projected)], axis=-1) if masked else None
+                # A mask is learned up to a factor, see `masked_cosines`; of rms 1 it leaves the two halves their weights.
+                masks = side_by_ones(masks, encoded.projected) if masked else None
         if not (self.generates and settings.test_mask):
             return feature
         return {"feature": feature, "mask": masks} if masked else {"feature": feature}
@@ -274,13 +299,14 @@ class DPMPP(MaskedMetric):
     def distance(self, query: Features, gallery: Features) -> Array:
         """2 - 2 cos, [Q, G], where the whole gallery is seen through each query's mask (3.3.4): not symmetric.
 
+        Where masks refine features (``mask_side`` "feature" or "both"), those of the gallery are refined by their own.
         The official code takes arccos of the cosine clipped to +-(1 - 1e-5), which ranks alike.
         """
         if not isinstance(query, Mapping):
             return super().distance(query, gallery)
-        settings = self.settings
+        settings, own = self.settings, gallery["mask"] if self.refines else None
         return 2.0 - 2.0 * prototypes.masked_cosines(
-            query["feature"], gallery["feature"], query["mask"], settings.mask_side, settings.mask_order
+            query["feature"], gallery["feature"], query["mask"], settings.mask_side, settings.mask_order, own
         )
 
     # Reports ----------------------------------------------------------------------------------------------------------
@@ -306,7 +332,9 @@ class DPMPP(MaskedMetric):
             masks, _ = self.mask(params, extra, encoded.maps)
             shown |= {"mask values": masks[:, :: max(1, masks.shape[1] // 32)].reshape(-1)}
             shown |= {"spread of a mask": masks.std(axis=-1), "spread of a mask value": masks.std(axis=0)}
-        return shown | (self.transfer.illustrate(params[SELECTION], batch, rng) if self.transfer is not None else {})
+        if self.transfer is None:
+            return shown
+        return shown | self.transfer.illustrate(params, batch, rng, self.location_of(batch, "train"))
 
     def forward_flops(self) -> float:
         return encoder_flops(self.visual) + self.mask_flops()
@@ -330,3 +358,9 @@ class DPMPP(MaskedMetric):
         if self.alternates:
             frozen = 2 * frozen + self.forward_flops()
         return {"flops": self.forward_flops(), "frozen_flops": frozen}
+
+
+def side_by_ones(masks: Array, others: Array) -> Array:
+    """float32 [B, D + E]: masks [B, D], each brought to a root mean square of 1, beside ones for ``others`` [B, E]."""
+    rms = jnp.sqrt(jnp.mean(jnp.square(masks), axis=-1, keepdims=True))
+    return jnp.concatenate([masks / jnp.maximum(rms, 1e-12), jnp.ones_like(others)], axis=-1)

@@ -16,7 +16,7 @@ from occreid_jax.augment import patch_transfer
 from occreid_jax.augment.patch_transfer import Transfer
 from occreid_jax.errors import UserError
 from occreid_jax.methods import transfer_illustrations
-from occreid_jax.methods.salient_selection import SalientSelection
+from occreid_jax.methods.salient_selection import THRESHOLD, SalientSelection
 from occreid_jax.types import Batch, Params
 
 Array = jax.Array
@@ -39,9 +39,12 @@ class Recombination(NamedTuple):
 
 class SalientTransfer:
     """``settings`` is ``config.method.transfer``, ``grid`` that of the patches which are recombined; ``together`` neighbours in a
-    batch show one identity. Raises `UserError` for settings that do not exist or do not go together."""
+    batch show one identity. Raises `UserError` for settings that do not exist or do not go together.
 
-    def __init__(self, settings, selection: SalientSelection, grid: tuple[int, int], together: int):
+    Without a ``selection`` network scores of another source are given, see `salient`.
+    """
+
+    def __init__(self, settings, selection: SalientSelection | None, grid: tuple[int, int], together: int):
         self.settings, self.selection, self.grid, self.together = settings, selection, grid, together
         masks, labels = np.ones((2, np.prod(grid)), bool), np.arange(2)
         try:
@@ -67,15 +70,18 @@ class SalientTransfer:
         settings = {key: value for key, value in self.settings.items() if key not in OWN} | changes
         return patch_transfer.choose_in_shares(rng, salient, self.grid, labels, shares=self.shares(len(labels)), **settings)
 
-    def salient(self, params: Params, images: Array) -> Array:
-        """Salient patches bool [B, h w] of normalised images, from the parameters of the selection network."""
-        return self.selection.mask(self.selection.saliency(params, images), self.grid)
+    def salient(self, params: Params, images: Array, location: Array | None = None) -> Array:
+        """Salient patches bool [B, h w] of normalised images: by the parameters ``params["selection"]`` of the selection network,
+        or where the scores ``location`` float32 [B, h, w] reach the same threshold."""
+        if location is not None:
+            return (location >= THRESHOLD).reshape(len(location), -1)
+        return self.selection.mask(self.selection.saliency(params["selection"], images), self.grid)
 
-    def recombination(self, params: Params, batch: Batch, rng: Array) -> Recombination:
-        """Partners for the images of a batch and what they leave out of the losses."""
+    def recombination(self, params: Params, batch: Batch, rng: Array, location: Array | None = None) -> Recombination:
+        """Partners for the images of a batch and what they leave out of the losses; ``location`` as in `salient`."""
         settings, labels = self.settings, batch["label"]
         with jax.named_scope("transfer"):
-            salient = self.salient(params, batch["image"])
+            salient = self.salient(params, batch["image"], location)
             transfer = self.partners(rng, salient, labels)
         left_out, ignored = None, None
         if settings.ignore_identity:
@@ -88,9 +94,9 @@ class SalientTransfer:
         """`patch_transfer.recombine` of patch tokens [B, h w, D] in the shares of the batch."""
         return patch_transfer.recombine(patches, salient, partner, self.settings.hole_of, self.shares(len(partner)))
 
-    def illustrate(self, params: Params, batch: Batch, rng: Array) -> dict[str, Array]:
+    def illustrate(self, params: Params, batch: Batch, rng: Array, location: Array | None = None) -> dict[str, Array]:
         """`transfer_illustrations.illustrate` of a batch in which every image that has a partner is recombined."""
         key_partner, key_random = jax.random.split(rng)
-        salient = self.salient(params, batch["image"])
+        salient = self.salient(params, batch["image"], location)
         transfer = self.partners(key_partner, salient, batch["label"], probability=1.0)
         return transfer_illustrations.illustrate(key_random, batch, salient, self.grid, transfer, self.settings.hole_of)

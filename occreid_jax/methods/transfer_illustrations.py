@@ -1,4 +1,5 @@
-"""What patch transfer does to a batch, for the report: recombined samples, and how much of the person each of them loses."""
+"""What patch transfer does to a batch, for the report: recombined samples, how much of the person each of them loses, and how
+much of the other person it shows instead."""
 
 from __future__ import annotations
 
@@ -7,8 +8,8 @@ import jax.numpy as jnp
 
 from occreid_jax.augment import patch_transfer
 from occreid_jax.augment.patch_transfer import Transfer
+from occreid_jax.methods.locations import visible_shares
 from occreid_jax.nn import vit
-from occreid_jax.parts import visible_person
 from occreid_jax.types import Batch
 
 Array = jax.Array
@@ -19,7 +20,9 @@ def illustrate(
     rng: Array, batch: Batch, salient: Array, grid: tuple[int, int], transfer: Transfer, hole_of: str
 ) -> dict[str, Array]:
     """Pictures of recombined samples by their caption; where ``batch`` has ground truth (``parts``), the share of the person that
-    each sample loses and, beside it, what holes of as many patches in random places would take (NaN: not recombined).
+    each sample loses and, beside it, what holes of as many patches in random places would take; the share of the donor's person
+    that is left in the sample, and 1 where more of the donor's person is shown than of the target's, otherwise 0 (NaN: not
+    recombined).
 
     ``salient`` bool [B, h w] on ``grid``; ``hole_of`` says whose salient patches an image is shown through.
     """
@@ -36,11 +39,14 @@ def illustrate(
         f"target, partner, salient patches of the {hole_of}, new sample": jnp.stack([x[first] for x in panels], axis=1),
     }
     if "parts" in batch:
-        person = visible_person(batch["parts"]).astype(jnp.float32)
-        person = jax.image.resize(person, (len(person), *grid), "linear").reshape(len(person), -1)
+        person = visible_shares(batch["parts"], grid).reshape(len(image), -1)
         used = jnp.where(transfer.used, 1.0, jnp.nan)
         random = jax.random.permutation(rng, salient, axis=1, independent=True)
         for name, holes in (("covered share of the person", salient), ("covered share, random patches", random)):
             left = jnp.sum(holes[owner] * person, axis=-1) / jnp.maximum(jnp.sum(person, axis=-1), 1e-6)
             shown[name] = used * (1 - left)
+        donor = person[partner]
+        kept, strange = jnp.sum(salient[owner] * person, axis=-1), jnp.sum(~salient[owner] * donor, axis=-1)
+        shown["share of the donor's person left"] = used * strange / jnp.maximum(jnp.sum(donor, axis=-1), 1e-6)
+        shown["donor > target"] = used * (strange > kept)
     return shown

@@ -166,7 +166,7 @@ def test_options_change_who_serves():
 
     assert partners() == {1}
     assert partners(threshold_on="rolled") == {1, 2, 4}
-    assert partners(least_area=3) == {1} and partners(least_area=4) == {0}  # candidate 1 has three patches
+    assert partners(least_area=3 / 8) == {1} and partners(least_area=0.38) == {0}  # candidate 1 has three patches of eight
     assert partners(threshold=1.1) == {0} and partners(threshold=1.1, fallback="first") <= {1, 2, 4}
     scores = patch_transfer.rolled_overlaps(jnp.asarray(MASKS), GRID, 2)[0]  # shifts 0 and 2 alone
     np.testing.assert_allclose(scores.max(axis=0), [1, 2 / 3, 1 / 2, 1 / 2, 1], atol=1e-6)

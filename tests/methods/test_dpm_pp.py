@@ -116,7 +116,7 @@ SWITCHES = {
                               lambda a, x, b, y: x["transferred"] == 1 and y["transferred"] == 0),
     "threshold out of reach": ({"transfer.partners": "best", "transfer.threshold": 1.1}, METRIC,
                                lambda a, x, b, y: y["transferred"] == 0),
-    "area out of reach": ({"transfer.partners": "best", "transfer.least_area": 9}, METRIC,
+    "area out of reach": ({"transfer.partners": "best", "transfer.least_area": 1.0}, METRIC,
                           lambda a, x, b, y: y["transferred"] == 0),
     "fallback": ({"transfer.partners": "best", "transfer.threshold": 1.1, "transfer.fallback": "first"}, METRIC,
                  lambda a, x, b, y: y["transferred"] == 1),
@@ -288,6 +288,26 @@ def test_gallery_is_seen_through_each_query_s_mask():
     np.testing.assert_array_equal(plain, query["feature"])
 
 
+@pytest.mark.parametrize("side", ["feature", "both"])
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_features_that_masks_refine_are_refined_in_both_roles(side, order):
+    method = create(mask_side=side, mask_order=order)
+    params, extra = started()
+    query, gallery = (method.embed(params, extra, batch(), role) for role in ("query", "gallery"))
+
+    def unit(x):
+        return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+    q, g, mask, own = (np.asarray(x, np.float64) for x in (query["feature"], gallery["feature"], query["mask"], gallery["mask"]))
+    expected = np.zeros((12, 12))
+    for i in range(12):
+        for j in range(12):
+            one, other = mask[i] * unit(q[i]), own[j] * unit(g[j])
+            other = mask[i] * other if side == "both" else other
+            expected[i, j] = 2 - 2 * (unit(one) @ unit(other) if order == "before" else one @ other)
+    np.testing.assert_allclose(method.distance(query, gallery), expected, atol=2e-5)
+
+
 def test_what_else_can_be_compared():
     method = create()
     params, extra = started()
@@ -296,6 +316,8 @@ def test_what_else_can_be_compared():
     np.testing.assert_allclose(after, method.after_neck(params, extra, feature)[0], atol=1e-5)
     wide = create(test_projected=True).embed(params, extra, batch(), "query")
     assert wide["feature"].shape == (12, 32 + 16) and bool((wide["mask"][:, 32:] == 1).all())
+    mask = np.asarray(method.embed(params, extra, batch(), "query")["mask"], np.float64)
+    np.testing.assert_allclose(wide["mask"][:, :32], mask / np.sqrt((mask**2).mean(axis=1, keepdims=True)), rtol=1e-5)
     texts = create(mask_space="text")
     query = texts.embed(*started(mask_space="text"), batch(), "query")
     assert query["feature"].shape == (12, 16) and query["mask"].shape == (12, 16)
@@ -323,34 +345,6 @@ def test_recombined_tokens_enter_the_encoder():
     np.testing.assert_allclose(full, plain, atol=1e-6)
 
 
-def test_illustrations():
-    method = create(**FIXED)
-    params, extra = started()
-    parts = jnp.full((12, *META.image_size), 4, jnp.uint8)  # a person everywhere
-    shown = method.illustrate(params, extra, batch() | {"parts": parts}, jax.random.key(0))
-    assert shown["correlation of the heads"].shape == (2, 2)
-    panels = shown["target, partner, salient patches of the partner, new sample"]
-    assert panels.shape == (8, 4, *META.image_size, 3)
-    salient = method.selection.mask(method.selection.saliency(params["selection"], batch()["image"]), method.visual.grid)
-    transfer = method.transfer.partners(jax.random.split(jax.random.key(0))[0], salient, batch()["label"], probability=1.0)
-    assert transfer.used.all()
-    image, partner = np.asarray(batch()["image"]), np.asarray(transfer.partner)
-    pixels = np.kron(np.asarray(salient).reshape(12, 4, 2), np.ones((1, 16, 16), bool))[..., None]
-    for row in range(8):
-        target, lender, hole = image[row], image[partner[row]], pixels[partner[row]]
-        made = np.where(hole, target, lender)
-        for panel, expected in zip(panels[row], (target, lender, np.where(hole, lender, 0), made), strict=True):
-            np.testing.assert_allclose(panel, expected, atol=1e-6)
-    covered = np.asarray(shown["covered share of the person"])
-    np.testing.assert_allclose(covered, 1 - np.asarray(salient)[partner].mean(axis=1), atol=1e-5)
-    target = create(**FIXED | {"transfer.hole_of": "target"})
-    shown = target.illustrate(params, extra, batch(), jax.random.key(0))
-    panels = shown["target, partner, salient patches of the target, new sample"]
-    for row in range(8):
-        np.testing.assert_allclose(panels[row, 2], np.where(pixels[row], image[row], 0), atol=1e-6)
-        np.testing.assert_allclose(panels[row, 3], np.where(pixels[row], image[row], image[partner[row]]), atol=1e-6)
-
-
 # Configs ------------------------------------------------------------------------------------------------------------------
 
 
@@ -361,7 +355,7 @@ def test_every_row_of_the_tables_can_be_built(row):
     method = methods.create(config, META)
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     assert ("selection" in params) == config.method.transfer.on
-    assert ("mask_generator" in params) == config.method.mask
+    assert ("mask_generator" in params) == (config.method.mask and not config.method.unit_mask)
     assert config.stages.metric.augment.erasing == (0.0 if row == "transfer" else 0.5)
     settings = configuration.flatten(configuration.to_dict(config.method))
     changes = {key: list(value) if isinstance(value, tuple) else value for key, value in dpm_pp.ROWS[row].items()}
@@ -388,6 +382,10 @@ def test_recipes_of_the_predecessors():
     assert reid.method.head_weight == 0.01 and reid.stages.metric.epochs == 50 and any(reid.stages.metric.augment.jitter)
     spt = dpm_pp.get_config("dataset=occluded_duke,recipe=spt")
     assert spt.method.stride == 16 and not spt.method.camera and not spt.method.mask
+    both = dpm_pp.get_config("dataset=occluded_duke,recipe=dpm_spt")
+    assert both.method.transfer == spt.method.transfer and both.method.selection.stride == 16
+    both.init.weights = "vit"
+    assert [stage.name for stage in methods.create(both, META).stages()] == [SELECTION, METRIC]
     method = methods.create(dpm, Meta(702, 8, (256, 128), 100))
     params, _ = jax.eval_shape(method.init, jax.random.key(0))
     # The sheet's 146,149,868 values without ImageNet's classifier and statistics of the batch normalisations.
@@ -406,7 +404,11 @@ def test_a_selection_network_can_be_given():
 
 
 def test_triplets():
-    assert dpm_pp.get_config().method.margin == 0.3 and dpm_pp.get_config("triplet=soft").method.margin is None
+    """The selection network is trained by the objectives of the stage that uses it (section 3.4), SPT's own by SPT's."""
+    for argument, margin, smoothing in (("", 0.3, 0.1), ("triplet=soft", None, 0.1), ("recipe=spt", None, 0.0)):
+        method = dpm_pp.get_config(argument).method
+        assert (method.margin, method.label_smoothing) == (margin, smoothing)
+        assert (method.selection.margin, method.selection.label_smoothing) == (margin, smoothing)
 
 
 def test_published_recipe():

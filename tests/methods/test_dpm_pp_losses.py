@@ -36,14 +36,15 @@ def cross_entropy(logits: np.ndarray, smoothing: float, left_out=None) -> float:
     return float(np.mean(losses))
 
 
-def triplet(features: np.ndarray, margin: float, ignored: np.ndarray) -> float:
+def triplet(features: np.ndarray, margin: float | None, ignored: np.ndarray) -> float:
+    """With a hinge, or without a margin the soft one, log(1 + exp)."""
     losses = []
     for anchor in range(len(features)):
         distances = np.linalg.norm(features - features[anchor], axis=1)
         own = LABELS == LABELS[anchor]
         negatives = ~own & ~ignored[anchor]
-        hinge = distances[own].max() - distances[negatives].min() + margin if negatives.any() else 0.0
-        losses.append(max(hinge, 0.0))
+        gap = distances[own].max() - distances[negatives].min() if negatives.any() else -np.inf
+        losses.append(max(gap + margin, 0.0) if margin is not None else np.log1p(np.exp(gap)))
     return float(np.mean(losses))
 
 
@@ -148,10 +149,11 @@ def test_terms_written_out(settings):
     np.testing.assert_allclose(total, sum(terms.values()) + 0.1 * float(aux.metrics["head_enrich"]), rtol=2e-4)
 
 
-@pytest.mark.parametrize("masking", ["scale", "keep"])
-def test_selection_written_out(masking):
+@pytest.mark.parametrize("masking, margin, smoothing", [("scale", 0.3, 0.1), ("keep", None, 0.0)])
+def test_selection_written_out(masking, margin, smoothing):
     """The network on the whole picture, on what its saliency leaves, and on the rest (DPM++ Eq. 4, 22, 23)."""
-    method = create(**FIXED | {"selection.masking": masking})
+    changes = {"selection.masking": masking, "selection.margin": margin, "selection.label_smoothing": smoothing}
+    method = create(**FIXED | changes)
     params, extra = started()
     network, own = method.selection, params["selection"]
     _, aux = method.loss(params, extra, batch(), KEY, stage_of(method, SELECTION), jnp.float32(0))
@@ -164,13 +166,12 @@ def test_selection_written_out(masking):
     kernel = f64(own["head"]["classifier"]["kernel"])
     logits = [normalised(f64(x)) @ kernel for x in (whole.cls, salient, background)]
     softmax = [np.exp(x) / np.exp(x).sum(1, keepdims=True) for x in logits]
-    margin = method.settings.selection.margin
     expected = {
-        "identity": cross_entropy(logits[0], method.settings.selection.label_smoothing),
-        "masked_identity": cross_entropy(logits[1], method.settings.selection.label_smoothing),
+        "identity": cross_entropy(logits[0], smoothing),
+        "masked_identity": cross_entropy(logits[1], smoothing),
+        "triplet": triplet(f64(whole.cls), margin, np.zeros((12, 12), bool)),
         "overlap": float((softmax[0] * softmax[2]).sum()),
         "budget": float((saliency.mean(dtype=np.float64) - 0.3) ** 2),
     }
-    assert margin is None
     for name, value in expected.items():
         np.testing.assert_allclose(aux.metrics[name], value, rtol=2e-4, err_msg=name)
