@@ -56,7 +56,7 @@ def main() -> None:
         out.mkdir(parents=True, exist_ok=True)
         write_evaluation(out, evaluation, setup.dataset)
         reporter.line(f"written: {out / 'results.json'}")
-    for line in (*evaluation.doubts, evaluation.summary):
+    for line in (*evaluation.compared, *evaluation.doubts, evaluation.summary):
         reporter.line(line)
 
 

@@ -166,6 +166,19 @@ class Method(Protocol):
         """float32 [Q, G], smaller is more alike; called with blocks of queries against the whole gallery."""
         ...
 
+    @property
+    def comparisons(self) -> tuple[str, ...]:
+        """Names of other rankings that the last evaluation of a run gives beside its own, from the same embedding."""
+        ...
+
+    def embed_compared(self, params: Params, extra: Extra, batch: Batch, role: str) -> tuple[Features, Features]:
+        """The features of `embed`, and what `compare` needs, leaves [B, ...]."""
+        ...
+
+    def compare(self, name: str, query: Features, gallery: Features) -> Array:
+        """float32 [Q, G] of one of `comparisons`, as `distance`, from the second result of `embed_compared`."""
+        ...
+
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """Maps [B, h, w] and scores [B] for reports and for comparison with ground truth."""
         ...

@@ -13,15 +13,19 @@ from occreid_jax.passes import run_pass
 from occreid_jax.types import Features, Method
 
 
-def make_embed(method: Method, devices: Devices, role: str, flip: bool = False):
-    """The jitted function (params, extra, raw batch) -> features; ``flip`` averages those of the picture and its mirror image."""
+def make_embed(method: Method, devices: Devices, role: str, flip: bool = False, compared: bool = False):
+    """The jitted function (params, extra, raw batch) -> features; ``flip`` averages those of the picture and its mirror image.
+
+    ``compared`` gives what `Method.embed_compared` does.
+    """
+    function = method.embed_compared if compared else method.embed
 
     def embed(params, extra, batch):
-        features = method.embed(params, extra, method.transform(batch), role)
+        features = function(params, extra, method.transform(batch), role)
         if not flip:
             return features
         mirrored = {name: x[:, :, ::-1] if name in ("image", "parts") else x for name, x in batch.items()}
-        other = method.embed(params, extra, method.transform(mirrored), role)
+        other = function(params, extra, method.transform(mirrored), role)
         return jax.tree.map(lambda a, b: (a + b) / 2, features, other)
 
     return jax.jit(embed, in_shardings=(devices.replicated, devices.replicated, devices.rows), out_shardings=devices.replicated)
@@ -37,10 +41,11 @@ def embed_split(
     devices: Devices,
     flip: bool = False,
     progress: Callable[[int, int], None] | None = None,
+    compared: bool = False,
 ) -> Features:
     """Features of every row of ``columns`` in order: the method's pytree of numpy arrays [N, ...].
 
-    ``role`` is "query" or "gallery". The last batch is padded, so one shape is compiled.
+    ``role`` is "query" or "gallery". The last batch is padded, so one shape is compiled. ``compared`` as in `make_embed`.
     """
-    embed = make_embed(method, devices, role, flip)
+    embed = make_embed(method, devices, role, flip, compared)
     return run_pass(lambda batch: embed(params, extra, batch), columns, batch_size, devices, progress)

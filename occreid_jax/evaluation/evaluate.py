@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
@@ -50,6 +51,12 @@ class Evaluation:
         return (f"note: {'; '.join(told)}",) if told else ()
 
     @property
+    def compared(self) -> tuple[str, ...]:
+        """One line with the mAP of `Method.comparisons`, if there are any."""
+        found = [f"{name} {values['mAP']:.1f}" for name, values in self.results["comparisons"].items()]
+        return (f"mAP by what is compared: {'; '.join(found)}",) if found else ()
+
+    @property
     def summary(self) -> str:
         """The line that train and evaluate end with."""
         r = self.results
@@ -73,9 +80,10 @@ def evaluate(
     """Evaluates under the dataset's protocol.
 
     ``columns`` maps "query" and "gallery" to their tables, ``settings`` is ``config.evaluation``. ``task(description, total)``
-    gives a context manager that takes progress calls. With ``selection``, what the method attends to in queries is scored
-    against the dataset's ground truth, if both exist; ``columns["query"]`` must then hold ``parts`` uint8 [N, H, W], and
-    ``columns["train"]`` may, for reference. Raises `UserError` if features are not finite or nothing can be matched.
+    gives a context manager that takes progress calls. With ``selection``, `Method.comparisons` are ranked too, and what the
+    method attends to in queries is scored against the dataset's ground truth, if both exist; ``columns["query"]`` must then hold
+    ``parts`` uint8 [N, H, W], and ``columns["train"]`` may, for reference. Raises `UserError` if features are not finite or
+    nothing can be matched.
     """
     started = time.monotonic()
     # Ground truth is for the scores below: a method sees it only if it asks for it.
@@ -84,12 +92,14 @@ def evaluate(
         for role, tables in columns.items()
         if role != "train"
     }
-    features = {}
+    features, compared = {}, selection and bool(method.comparisons)
     for role in ("query", "gallery"):
         with task(f"embedding {role}", len(own[role]["camid"])) as progress:
             features[role] = embed_split(
-                method, params, extra, own[role], role, settings.batch_size, devices, settings.flip, progress
+                method, params, extra, own[role], role, settings.batch_size, devices, settings.flip, progress, compared
             )
+    beside = {role: pair[1] for role, pair in features.items()} if compared else {}
+    features = {role: pair[0] for role, pair in features.items()} if compared else features
     query, gallery = dataset.query, dataset.gallery
     try:
         metrics = rank_metrics_blocks(
@@ -103,12 +113,25 @@ def evaluate(
     # Both use the test set as a whole, so their figures must not pass for plain ones.
     for name in ("expansion", "rerank"):
         results["protocol"] += f"+{name}={settings[name]}" if settings[name] else ""
+    if compared:
+        results["comparisons"] = comparisons(method, beside, dataset)
     if selection and dataset.truth is not None:
         shown = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
         results["selection"] = score_shown(shown, columns["query"]["parts"], columns.get("train", {}).get("parts"))
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics, mean_cosine(features))
+
+
+def comparisons(method: Method, features: Mapping[str, Any], dataset: Dataset) -> dict[str, dict[str, float]]:
+    """``mAP`` and ``rank1`` in percent of each of `Method.comparisons`, without query expansion and re-ranking; ``features`` maps
+    "query" and "gallery" to what they need."""
+    query, gallery, found = dataset.query, dataset.gallery, {}
+    for name in method.comparisons:
+        pairs = blocks(functools.partial(method.compare, name), features["query"], features["gallery"])
+        metrics = rank_metrics_blocks(pairs, query.pids, gallery.pids, query.camids, gallery.camids)
+        found[name] = {"mAP": round(100.0 * float(metrics.mAP), 4), "rank1": round(100.0 * float(metrics.cmc[0]), 4)}
+    return found
 
 
 def mean_cosine(features: Mapping[str, Any]) -> float:
@@ -193,6 +216,7 @@ def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:
         "tied_first_hits": metrics.tied_first_hits,
         "per_occlusion": {},
         "selection": {},
+        "comparisons": {},
     }
     if dataset.truth is not None:
         occlusions = np.array([record.occlusion for record in read_truth(dataset, "query")])

@@ -101,6 +101,18 @@ class MethodBase:
         """Nothing to prepare."""
         return context.extra
 
+    @property
+    def comparisons(self) -> tuple[str, ...]:
+        """No other rankings."""
+        return ()
+
+    def embed_compared(self, params: Params, extra: Extra, batch: Batch, role: str) -> tuple[Features, Features]:
+        """Nothing beside the features of `embed`."""
+        return self.embed(params, extra, batch, role), {}
+
+    def compare(self, name: str, query: Features, gallery: Features) -> Array:
+        raise AttributeError(f"{type(self).__name__} must define compare")
+
     def start(self, stage: Stage, params: Params, extra: Extra) -> Params:
         """Nothing begins anew."""
         return params

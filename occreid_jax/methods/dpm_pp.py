@@ -35,6 +35,9 @@ Array = jax.Array
 
 SELECTION, METRIC = "selection", "metric"
 """Names of the second and third stage; the first is `prompt_learning.PROMPTS`."""
+BEFORE, AFTER, TEXT_SPACE = "before the neck", "after the neck", "in the space of the texts"
+MASKED, UNMASKED = "masked", "unmasked"
+"""Words of `DPMPP.comparisons`."""
 REMEDIES = {
     PROMPTS: "set config.method.text=False",
     SELECTION: "name weights of the selection network after those of the encoder in config.init.weights, or set "
@@ -279,22 +282,42 @@ class DPMPP(MaskedMetric):
 
         Masks are made for the gallery as well if they refine features, or if re-ranking asks for distances among its pictures.
         """
+        return self.embed_compared(params, extra, batch, role)[0]
+
+    def embed_compared(self, params: Params, extra: Extra, batch: Batch, role: str) -> tuple[Features, Features]:
+        """What `embed` gives, and by the names of `spaces` every feature float32 [B, D], with ``mask`` as there."""
         settings, encoded = self.settings, self.encode(params, batch)
         needed = role == "query" or self.refines or bool(self.config.evaluation.rerank)
-        masked = self.generates and settings.test_mask and needed
-        masks = self.mask(params, extra, encoded.maps)[0] if masked else None
+        masks = {"mask": self.mask(params, extra, encoded.maps)[0]} if self.generates and needed else {}
         if self.in_text_space:
+            found = {TEXT_SPACE: encoded.projected}
             feature = encoded.projected
         else:
-            after = settings.test_feature == "after"
-            feature = self.after_neck(params, extra, encoded.feature)[0] if after else encoded.feature
-            if settings.test_projected:  # which no mask is made for
-                feature = jnp.concatenate([feature, encoded.projected], axis=-1)
-                # A mask is learned up to a factor, see `masked_cosines`; of rms 1 it leaves the two halves their weights.
-                masks = side_by_ones(masks, encoded.projected) if masked else None
-        if not (self.generates and settings.test_mask):
-            return feature
-        return {"feature": feature, "mask": masks} if masked else {"feature": feature}
+            found = {BEFORE: encoded.feature, AFTER: self.after_neck(params, extra, encoded.feature)[0]}
+            feature = found[AFTER if settings.test_feature == "after" else BEFORE]
+        beside = found | masks
+        if settings.test_projected and not self.in_text_space:  # which no mask is made for
+            feature = jnp.concatenate([feature, encoded.projected], axis=-1)
+            # A mask is learned up to a factor, see `masked_cosines`; of rms 1 it leaves the two halves their weights.
+            masks = {name: side_by_ones(mask, encoded.projected) for name, mask in masks.items()}
+        return {"feature": feature} | masks if self.generates and settings.test_mask else feature, beside
+
+    @property
+    def spaces(self) -> tuple[str, ...]:
+        """Names of the features that can be compared."""
+        return (TEXT_SPACE,) if self.in_text_space else (BEFORE, AFTER)
+
+    @property
+    def comparisons(self) -> tuple[str, ...]:
+        """Masked and unmasked, before and after the neck."""
+        words = (MASKED, UNMASKED) if self.generates else (UNMASKED,)
+        return tuple(f"{word}, {space}" for word in words for space in self.spaces)
+
+    def compare(self, name: str, query: Features, gallery: Features) -> Array:
+        word, space = name.split(", ")
+        if word == UNMASKED:
+            return super().distance(query[space], gallery[space])
+        return self.distance(*({"feature": each[space], "mask": each.get("mask")} for each in (query, gallery)))
 
     def distance(self, query: Features, gallery: Features) -> Array:
         """2 - 2 cos, [Q, G], where the whole gallery is seen through each query's mask (3.3.4): not symmetric.

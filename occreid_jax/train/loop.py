@@ -342,8 +342,8 @@ class Trainer:
                 self.save(current, best=True)
             if int(current.step) < self.plan.steps:
                 self.reporter.line(f"step {int(current.step)}: {result.summary}")
-            for doubt in result.doubts:
-                self.reporter.line(doubt)
+            for line in (*result.compared, *result.doubts):
+                self.reporter.line(line)
         return result
 
     def write_results(self, evaluation: Evaluation) -> None:

@@ -48,7 +48,7 @@ def test_results_have_the_promised_names(opened):
     )
     assert list(evaluation.results) == [
         "protocol", "mAP", "mINP", "rank1", "rank5", "rank10", "queries", "gallery", "skipped_queries", "tied_first_hits",
-        "per_occlusion", "selection", "parameters_sha256", "seconds",
+        "per_occlusion", "selection", "comparisons", "parameters_sha256", "seconds",
     ]  # fmt: skip
     assert evaluation.results["queries"] == 24 and evaluation.results["gallery"] == 48
     assert evaluation.metrics.ranked_indices.shape == (24, 20)

@@ -323,6 +323,20 @@ def test_what_else_can_be_compared():
     assert query["feature"].shape == (12, 16) and query["mask"].shape == (12, 16)
 
 
+@pytest.mark.parametrize("settings", [{}, {"mask": False}, {"mask_space": "text"}, {"mask_side": "both"}], ids=str)
+def test_comparisons_are_the_settings_of_the_test(settings):
+    """Every one of them is what `embed` and `distance` give with the settings that its name says."""
+    method, batch_ = create(**settings), batch()
+    params, extra = started(**settings)
+    beside = [method.embed_compared(params, extra, batch_, role)[1] for role in ("query", "gallery")]
+    assert len(method.comparisons) == (1 if "mask" in settings else 2) * (1 if "mask_space" in settings else 2)
+    for name in method.comparisons:
+        word, space = name.split(", ")
+        own = create(**settings, test_mask=word == "masked", test_feature="after" if "after" in space else "before")
+        pair = (own.embed(params, extra, batch_, role) for role in ("query", "gallery"))
+        np.testing.assert_allclose(method.compare(name, *beside), own.distance(*pair), atol=1e-5)
+
+
 def test_reranking_asks_for_masks_of_the_gallery():
     method = create()
     method.config.evaluation.rerank = "5,2,0.3"
