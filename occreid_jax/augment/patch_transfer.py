@@ -93,8 +93,7 @@ def choose_partners(
 
     An image is recombined with ``probability``, if a candidate counts. ``fallback`` says what happens if none does: "none"
     leaves it as it is, "first" takes the best pair whatever it scores (SPT's code after 100 failures), which may be the image
-    itself and then changes nothing. At least a share ``least_area`` of a candidate's patches is salient; an empty mask never
-    serves.
+    itself and then changes nothing. At least a share ``least_area`` of a candidate's patches is salient, and one is.
     """
     check_words(partners, fallback, threshold_on)
     count, top = masks.shape[0], max(1, int(top_share * masks.shape[0]))
