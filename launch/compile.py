@@ -51,7 +51,7 @@ def main() -> None:
     preset = common.DATASETS[config.data.name]
     found = {"topology": TOPOLOGY.value, "jax": jax.__version__, "dtype": "", "depth": DEPTH.value or None, "programs": []}
     with compiled.shallow(DEPTH.value):
-        method = compiled.open_method(config, preset["images"], preset["identities"], preset["cameras"])
+        method = compiled.open_method(config, preset["images"], preset["identities"], preset["cameras"], devices)
         names, stages = compiled.programs(method, tuple(STAGE.value)), {stage.name: stage for stage in method.stages()}
         found["dtype"] = method.dtype.name
         print(headline(config, method, devices), flush=True)

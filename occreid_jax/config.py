@@ -18,7 +18,7 @@ Range = tuple[str, float, float | None]  # pattern of keys, least, most
 
 CHOICES = {
     "dtype": ("auto", "float32", "bfloat16"),
-    "attention": ("auto", "xla"),
+    "attention": ("auto", "xla", "apart"),
     "data.train_filter": ("bicubic", "bilinear"),
     "data.test_filter": ("bicubic", "bilinear"),
     "data.resident": ("auto", "always", "never"),

@@ -16,7 +16,7 @@ from occreid_jax.config import Range, check_numbers, check_ranges, flatten, to_d
 from occreid_jax.errors import UserError
 from occreid_jax.losses.metric import squared_distances
 from occreid_jax.methods import locations
-from occreid_jax.nn import clip, heads, vit
+from occreid_jax.nn import attention, clip, heads, vit
 from occreid_jax.nn.precision import compute_dtype
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
 from occreid_jax.vectors import unit_vectors
@@ -54,7 +54,7 @@ class MethodBase:
         self.settings = config.method
         self.meta = meta
         self.dtype = compute_dtype(config.dtype)
-        self.attention = config.get("attention", "auto")  # older runs do not name it
+        self.attention = attention.for_platform(config.get("attention", "auto"), jax.default_backend())  # older runs do not name it
         values = flatten({"method": to_dict(self.settings)})
         check_numbers(values, NUMBERS)
         check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])

@@ -1,4 +1,5 @@
-"""Which kernel computes dot-product attention: cuDNN's fused one on GPUs where it applies, XLA's products everywhere else."""
+"""Which kernel computes dot-product attention: cuDNN's fused one on GPUs where it applies, XLA's products everywhere else; and on
+TPUs the class token apart from the patches, where the patches alone fill whole lines of a TPU's memory."""
 
 from __future__ import annotations
 
@@ -7,10 +8,13 @@ import warnings
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 Array = jax.Array
-CHOICES = ("auto", "xla")
-"""What ``config.attention`` may be: "auto" as `attend` chooses, "xla" never a fused kernel."""
+CHOICES = ("auto", "xla", "apart")
+"""What ``config.attention`` may be: "auto" as `attend` chooses and on TPUs apart, "xla" never a fused kernel, "apart" XLA's with the
+class token apart from the patches wherever `goes_apart` says so."""
+LINE = 128  # numbers of a TPU's line; an axis that is one longer takes two
 WIDEST_HEAD = 128  # of cuDNN's kernel on every GPU that has one
 
 
@@ -22,14 +26,65 @@ def attend(
     ``mask`` bool, broadcast to [B, heads, T, T], is True where a token may look; ``scale`` None is 1 / sqrt(width). With
     ``choice`` "auto" a program that is lowered for CUDA takes cuDNN's fused kernel, which never stores the [B, heads, T, T]
     weights, if there is no mask and `fused_applies`. Its backward pass adds in no fixed order, so two runs differ in their last
-    bits unless XLA_FLAGS has --xla_gpu_deterministic_ops=true. Raises ValueError for another ``choice``.
+    bits unless XLA_FLAGS has --xla_gpu_deterministic_ops=true. Raises ValueError for a ``choice`` that is not in `CHOICES`.
     """
     if choice not in CHOICES:
         raise ValueError(f"unknown attention '{choice}'; it must be one of {', '.join(CHOICES)}")
     plain = functools.partial(jax.nn.dot_product_attention, mask=mask, scale=scale)
-    if choice == "xla" or mask is not None or not fused_applies(query):
+    if choice != "auto" or mask is not None or not fused_applies(query):
         return plain(query, key, value)
     return jax.lax.platform_dependent(query, key, value, cuda=functools.partial(fused, scale=scale), default=plain)
+
+
+def for_platform(choice: str, platform: str) -> str:
+    """The choice that "auto" means on a platform: "apart" on a "tpu", else "auto" itself. Others are left as they are."""
+    return "apart" if choice == "auto" and platform == "tpu" else choice
+
+
+def goes_apart(choice: str, patches: int) -> bool:
+    """Whether an encoder of so many patches keeps its class token apart: asked for, and the patches fill whole lines without it."""
+    return choice == "apart" and patches > 0 and patches % LINE == 0
+
+
+def attend_apart(
+    query: tuple[Array, Array], key: tuple[Array, Array], value: tuple[Array, Array], heads: int, scale: float
+) -> tuple[tuple[Array, Array], Array]:
+    """Attention among a class token and patches that stand apart: the numbers of `attend` on both together, summed in another order.
+
+    ``query``, ``key`` and ``value`` are pairs (class token [B, D], patches [B, N, D]), heads side by side in D. Returns a pair like
+    them and the class token's products with every token, float32 [B, heads, 1 + N], before the softmax.
+
+    The products with the class token are matrix products as well: its query, key or value is written into a matrix [heads, D] that
+    is zero outside of each head's own columns.
+    """
+    (q, queries), (k, keys), (v, values) = query, key, value
+    dtype, width = q.dtype, q.shape[-1] // heads
+    own = np.kron(np.eye(heads), np.ones((1, width))).astype(dtype)  # [heads, D]
+    product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+
+    def by_head(tokens: Array) -> Array:
+        return tokens.reshape(*tokens.shape[:2], heads, width)
+
+    among = scale * product("bqhd,bkhd->bhqk", by_head(queries), by_head(keys))
+    to_class = scale * product("bqd,bhd->bhq", queries, k[:, None] * own)
+    from_class = scale * product("bkd,bhd->bhk", keys, q[:, None] * own)
+    of_class = scale * product("bd,hd->bh", q * k, own)
+
+    weights, class_weight = softmax_apart(among, to_class)
+    attended = jnp.einsum("bhqk,bkhd->bqhd", weights.astype(dtype), by_head(values)).reshape(values.shape)
+    attended = attended + jnp.einsum("bhq,bhd->bqd", class_weight.astype(dtype), v[:, None] * own)
+    weights, class_weight = softmax_apart(from_class, of_class)
+    gathered = (jnp.einsum("bhk,bkd->bhd", weights.astype(dtype), values) * own).sum(axis=1)
+    gathered = gathered + jnp.einsum("bh,hd->bd", class_weight.astype(dtype), own) * v
+    return (gathered, attended), jnp.concatenate([of_class[..., None], from_class], axis=-1)
+
+
+def softmax_apart(logits: Array, other: Array) -> tuple[Array, Array]:
+    """Softmax over the last axis of ``logits`` [..., N] and one number more, ``other`` [...]: both parts of it."""
+    largest = jax.lax.stop_gradient(jnp.maximum(logits.max(axis=-1), other))
+    powers, power = jnp.exp(logits - largest[..., None]), jnp.exp(other - largest)
+    total = powers.sum(axis=-1) + power
+    return powers / total[..., None], power / total
 
 
 def fused(query: Array, key: Array, value: Array, scale: float | None = None) -> Array:

@@ -13,9 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from occreid_jax.nn.attention import attend
+from occreid_jax.nn.attention import attend, attend_apart
 
 Array = jax.Array
+Tokens = Array | tuple[Array, Array]
+"""Tokens [B, T, D], or the class token [B, D] and the patches [B, N, D] apart (`occreid_jax.nn.attention.goes_apart`)."""
 
 
 def gelu(x: Array) -> Array:
@@ -128,19 +130,51 @@ class DropPath(nn.Module):
     rate: float
 
     @nn.compact
-    def __call__(self, x: Array, train: bool) -> Array:
+    def __call__(self, x: Tokens, train: bool) -> Tokens:
         if not train or self.rate == 0.0:
             return x
         keep = 1.0 - self.rate
-        mask = jax.random.bernoulli(self.make_rng("dropout"), keep, (x.shape[0],) + (1,) * (x.ndim - 1))
-        return jnp.where(mask, x / keep, 0).astype(x.dtype)
+        kept = jax.random.bernoulli(self.make_rng("dropout"), keep, (len(jax.tree.leaves(x)[0]),))
+
+        def drop(x: Array) -> Array:
+            return jnp.where(kept.reshape(-1, *[1] * (x.ndim - 1)), x / keep, 0).astype(x.dtype)
+
+        return jax.tree.map(drop, x)
+
+
+class Projections(nn.Module):
+    """Queries, keys and values of an attention: one kernel [D, 3 D], one product, cut into three. [..., D] -> three [..., D].
+
+    ``cut_kernel``: three products instead, with the same numbers, for where a result is laid out anew to be cut.
+    """
+
+    dtype: jnp.dtype
+    use_bias: bool
+    kernel_init: Any
+
+    @nn.compact
+    def __call__(self, x: Tokens, cut_kernel: bool = False) -> list[Tokens]:
+        width = jax.tree.leaves(x)[0].shape[-1]
+        kernel = self.param("kernel", self.kernel_init, (width, 3 * width)).astype(self.dtype)
+        bias = self.param("bias", nn.initializers.zeros_init(), (3 * width,)) if self.use_bias else None
+        bias = None if bias is None else bias.astype(self.dtype)
+        if not cut_kernel:
+            out = x.astype(self.dtype) @ kernel
+            return jnp.split(out if bias is None else out + bias, 3, axis=-1)
+
+        def product(x: Array, number: int) -> Array:
+            chosen = slice(number * width, (number + 1) * width)
+            out = x.astype(self.dtype) @ kernel[:, chosen]
+            return out if bias is None else out + bias[chosen]
+
+        return [jax.tree.map(lambda x, number=number: product(x, number), x) for number in range(3)]
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one fused qkv product. [B, T, D] -> [B, T, D].
+    """Multi-head self-attention with one fused qkv product. [B, T, D] -> [B, T, D], or class token and patches apart.
 
     With ``return_cls_logits`` the second result holds the scaled query-key products of token 0 with every token,
-    float32 [B, heads, T], before the softmax; otherwise it is None.
+    float32 [B, heads, T], before the softmax; otherwise it is None. Apart there is neither a mask nor dropout.
     """
 
     heads: int
@@ -153,14 +187,26 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool = False, mask: Array | None = None, return_cls_logits: bool = False
-    ) -> tuple[Array, Array | None]:
-        batch, tokens, width = x.shape
+        self, x: Tokens, train: bool = False, mask: Array | None = None, return_cls_logits: bool = False
+    ) -> tuple[Tokens, Array | None]:
+        width, is_apart = jax.tree.leaves(x)[0].shape[-1], isinstance(x, tuple)
         scale = (width // self.heads) ** -0.5 if self.scale is None else self.scale
-        initial = trunc_normal(self.deviations.qkv)
-        qkv = nn.Dense(3 * width, self.qkv_bias, dtype=self.dtype, kernel_init=initial, name="qkv")(x)
         # Cut before heads get an axis: a TPU cuts whole lanes, where [B, T, 3, heads, width] has to be laid out anew.
-        query, key, value = (part.reshape(batch, tokens, self.heads, -1) for part in jnp.split(qkv, 3, axis=-1))
+        projections = Projections(self.dtype, self.qkv_bias, trunc_normal(self.deviations.qkv), name="qkv")
+        query, key, value = projections(x, cut_kernel=is_apart)
+        if is_apart:
+            out, cls_logits = attend_apart(query, key, value, self.heads, scale)
+        else:
+            out, cls_logits = self.attend(query, key, value, scale, train, mask, return_cls_logits)
+        proj = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(self.deviations.proj), name="proj")
+        return jax.tree.map(proj, out), cls_logits if return_cls_logits else None
+
+    def attend(
+        self, query: Array, key: Array, value: Array, scale: float, train: bool, mask: Array | None, return_cls_logits: bool
+    ) -> tuple[Array, Array | None]:
+        """What the tokens [B, T, D] gather, and the class token's products with them where they are asked for."""
+        shape = query.shape
+        query, key, value = (each.reshape(*shape[:2], self.heads, -1) for each in (query, key, value))
         if train and self.dropout:  # no kernel has dropout
             logits = scale * jnp.einsum("bqhd,bkhd->bhqk", query, key, preferred_element_type=jnp.float32)
             weights = jax.nn.softmax(logits if mask is None else jnp.where(mask, logits, -jnp.inf), axis=-1)
@@ -171,9 +217,7 @@ class Attention(nn.Module):
         cls_logits = None
         if return_cls_logits:
             cls_logits = scale * jnp.einsum("bhd,bthd->bht", query[:, 0], key, preferred_element_type=jnp.float32)
-        initial = trunc_normal(self.deviations.proj)
-        out = nn.Dense(width, dtype=self.dtype, kernel_init=initial, name="proj")(out.reshape(batch, tokens, width))
-        return out, cls_logits
+        return out.reshape(shape), cls_logits
 
 
 class Mlp(nn.Module):
@@ -196,7 +240,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path.
+    """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path, of `Tokens` in either form.
 
     Randomness (drop path and dropout) comes from the stream "dropout".
     """
@@ -216,17 +260,18 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Array, train: bool, mask: Array | None = None, return_cls_logits: bool = False
-    ) -> tuple[Array, Array | None]:
-        width = x.shape[-1]
+        self, x: Tokens, train: bool, mask: Array | None = None, return_cls_logits: bool = False
+    ) -> tuple[Tokens, Array | None]:
+        width = jax.tree.leaves(x)[0].shape[-1]
         attention = Attention(
             self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, self.deviations,
             self.attention_kernel, name="attn",
         )  # fmt: skip
-        y, cls_logits = attention(LayerNorm(self.epsilon, self.dtype, name="norm1")(x), train, mask, return_cls_logits)
-        y = nn.Dropout(self.dropout, deterministic=not train)(y)
-        x = x + DropPath(self.drop_path)(y, train)
-        y = LayerNorm(self.epsilon, self.dtype, name="norm2")(x)
+        y = jax.tree.map(LayerNorm(self.epsilon, self.dtype, name="norm1"), x)
+        y, cls_logits = attention(y, train, mask, return_cls_logits)
+        y = jax.tree.map(nn.Dropout(self.dropout, deterministic=not train), y)
+        x = jax.tree.map(jnp.add, x, DropPath(self.drop_path)(y, train))
+        y = jax.tree.map(LayerNorm(self.epsilon, self.dtype, name="norm2"), x)
         mlp = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, self.deviations, name="mlp")
-        y = mlp(y, train)
-        return x + DropPath(self.drop_path)(y, train), cls_logits
+        y = jax.tree.map(lambda y: mlp(y, train), y)
+        return jax.tree.map(jnp.add, x, DropPath(self.drop_path)(y, train)), cls_logits

@@ -17,6 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from occreid_jax.cameras import ZERO
+from occreid_jax.nn.attention import goes_apart
 from occreid_jax.nn.layers import Block, Deviations, LayerNorm, gelu, trunc_normal
 
 Array = jax.Array
@@ -259,10 +260,17 @@ class ViT(nn.Module):
         if start == 0:
             x = self.drop(x, deterministic=not train)
         chosen = self.block[start:stop]
+        apart = self.goes_apart(x)
+        stream = (x[:, 0], x[:, 1:]) if apart else x
         for number, block in enumerate(chosen):
-            x, cls_logits = block(x, train, None, return_cls_logits and number == len(chosen) - 1)
-            taps.append(x)
-        return x, tuple(taps), cls_logits
+            stream, cls_logits = block(stream, train, None, return_cls_logits and number == len(chosen) - 1)
+            taps.append(jnp.concatenate([stream[0][:, None], stream[1]], axis=1) if apart else stream)
+        return taps[-1] if taps else x, tuple(taps), cls_logits
+
+    def goes_apart(self, x: Array) -> bool:
+        """Whether the blocks see the class token of ``x`` [B, T, D] apart from the patches (`occreid_jax.nn.attention`)."""
+        plain = not (self.extra_tokens or self.dropout or self.attention_dropout)
+        return plain and goes_apart(self.attention_kernel, x.shape[1] - 1)
 
     def finish(self, x: Array) -> Array:
         """Final LayerNorm, float32."""

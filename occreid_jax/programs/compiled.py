@@ -19,7 +19,7 @@ from occreid_jax.chips import GIB, chip_of
 from occreid_jax.distributed import Devices
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation.embed import make_embed
-from occreid_jax.nn import clip, vit
+from occreid_jax.nn import attention, clip, vit
 from occreid_jax.train import state
 from occreid_jax.train.performance import step_flops, table_shapes
 from occreid_jax.train.plan import StagePlan
@@ -53,10 +53,12 @@ class Program(NamedTuple):
     facts: Facts
 
 
-def open_method(config, images: int, identities: int, cameras: int) -> Method:
-    """The method of ``config`` for a training set of that size. Its dtype "auto" becomes bfloat16, in place: chips are meant."""
+def open_method(config, images: int, identities: int, cameras: int, devices: Devices) -> Method:
+    """The method of ``config`` for a training set of that size. Its dtype "auto" becomes bfloat16, in place: chips are meant; and
+    its attention what "auto" means on these."""
     if config.dtype == "auto":
         config.dtype = "bfloat16"
+    config.attention = attention.for_platform(config.attention, devices.mesh.devices.flat[0].platform)
     return methods.create(config, Meta(identities, cameras, tuple(config.data.image_size), images))
 
 

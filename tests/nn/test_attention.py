@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from occreid_jax import methods
+from occreid_jax.config import CHOICES
 from occreid_jax.nn import attention, jpm, vit
 from occreid_jax.types import Meta
 
@@ -146,3 +147,90 @@ def test_cudnn_rounds_as_xla_does(tokens):
     for true, ours, theirs in zip(exact, outputs(attention.fused, low, weights), outputs(plain, low, weights), strict=True):
         assert np.abs(ours - true).max() <= 2 * np.abs(theirs - true).max()
         assert np.abs(ours - true).max() <= 2**-6 * np.abs(true).max()
+
+
+# The class token apart from the patches ------------------------------------------------------------------------------------------
+
+
+def encoders(monkeypatch, dtype=jnp.float32, **settings):
+    """The same micro encoder with tokens together and apart, its parameters (moved off their start) and eight pictures."""
+    monkeypatch.setattr(attention, "LINE", 4)
+    size = vit.Size(32, 2, 2)
+    pair = [vit.ViT(size, (32, 32), 16, 16, dtype=dtype, attention_kernel=choice, **settings) for choice in ("xla", "apart")]
+    images = jax.random.normal(jax.random.key(1), (8, 32, 32, 3))
+    params = [encoder.init(jax.random.key(0), images)["params"] for encoder in pair]
+    chex.assert_trees_all_equal(*params)  # names, shapes and initial values do not depend on it
+    leaves, tree = jax.tree.flatten(params[0])
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    moved = [leaf + 0.2 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+    return *pair, jax.tree.unflatten(tree, moved), images
+
+
+def run(encoder, params, images, **options):
+    """Everything that an encoder gives, and the gradient of a sum that weighs all of it differently."""
+
+    def total(params):
+        out = encoder.apply({"params": params}, images, return_cls_logits=True, rngs={"dropout": jax.random.key(3)}, **options)
+        leaves = jax.tree.leaves(out)
+        return sum(jnp.sum(leaf * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape))) for leaf in leaves), out
+
+    return jax.jit(jax.value_and_grad(total, has_aux=True))(params)
+
+
+def products(function, *arguments) -> list[tuple[int, ...]]:
+    """Shapes of all matrix products in a function's program, inner functions included."""
+    found = []
+
+    def walk(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "dot_general":
+                found.append(equation.outvars[0].aval.shape)
+            for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda x: hasattr(x, "eqns")):
+                if hasattr(inner, "eqns") or hasattr(inner, "jaxpr"):
+                    walk(getattr(inner, "jaxpr", inner))
+
+    walk(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return found
+
+
+@pytest.mark.parametrize("settings", [{}, {"drop_path": 0.5}, {"remat": True}], ids=["plain", "drop path", "remat"])
+def test_apart_computes_the_same(monkeypatch, settings):
+    together, apart, params, images = encoders(monkeypatch, **settings)
+    expected, found = (run(encoder, params, images, train=True) for encoder in (together, apart))
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=2e-5 * float(jnp.abs(one).max()))
+    assert products(lambda: together.apply({"params": params}, images)) != products(lambda: apart.apply({"params": params}, images))
+
+
+def test_apart_in_bfloat16_is_as_near_to_float32_as_together(monkeypatch):
+    exact, _, params, images = encoders(monkeypatch)
+    together, apart, _, _ = encoders(monkeypatch, jnp.bfloat16)
+    want, *found = (encoder.apply({"params": params}, images).tokens for encoder in (exact, together, apart))
+    errors = [float(jnp.abs(each - want).mean()) for each in found]
+    assert 0 < errors[1] < 1.3 * errors[0]
+
+
+def test_apart_never_makes_an_axis_of_all_tokens(monkeypatch):
+    """5 tokens: none of the products has an axis of 5, which 4 patches and one token apart is about."""
+    _, apart, params, images = encoders(monkeypatch)
+    shapes = products(lambda p: apart.apply({"params": p}, images).tokens, params)
+    assert shapes and not [shape for shape in shapes if 5 in shape]
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [({}, True), ({"extra_tokens": 1}, False), ({"dropout": 0.1}, False), ({"attention_dropout": 0.1}, False)],
+)
+def test_when_an_encoder_goes_apart(monkeypatch, settings, expected):
+    monkeypatch.setattr(attention, "LINE", 4)
+    encoder = vit.ViT(vit.Size(32, 2, 2), (32, 32), 16, 16, attention_kernel="apart", **settings)
+    assert encoder.goes_apart(jnp.zeros((1, 5, 32))) is expected
+    assert encoder.goes_apart(jnp.zeros((1, 6, 32))) is False  # 5 patches
+
+
+def test_what_auto_means():
+    assert [attention.for_platform("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["auto", "auto", "apart"]
+    assert attention.for_platform("xla", "tpu") == "xla"
+    assert attention.goes_apart("apart", 128) and attention.goes_apart("apart", 256)
+    assert not attention.goes_apart("apart", 210) and not attention.goes_apart("apart", 0) and not attention.goes_apart("auto", 128)
+    assert CHOICES["attention"] == attention.CHOICES

@@ -45,7 +45,7 @@ CASES = [(name, stage) for name in sorted(methods.NAMES) for stage in opened(nam
 def test_a_step_on_four_chips(name, stage):
     config, devices = opened(name), topologies.open_topology(TOPOLOGY)
     preset = common.DATASETS[config.data.name]
-    method = compiled.open_method(config, IMAGES, preset["identities"], preset["cameras"])
+    method = compiled.open_method(config, IMAGES, preset["identities"], preset["cameras"], devices)
     (chosen,) = (each for each in method.stages() if each.name == stage)
     program = compiled.compile_stage(method, config, chosen, devices, {})
     text = hlo.Text(program.text)
