@@ -54,7 +54,8 @@ class MethodBase:
         self.settings = config.method
         self.meta = meta
         self.dtype = compute_dtype(config.dtype)
-        self.attention = attention.for_platform(config.get("attention", "auto"), jax.default_backend())  # older runs do not name it
+        choice = config.get("attention", "auto")  # older runs do not name it
+        self.attention = attention.for_platform(choice, jax.default_backend())
         values = flatten({"method": to_dict(self.settings)})
         check_numbers(values, NUMBERS)
         check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])

@@ -12,8 +12,8 @@ import numpy as np
 
 Array = jax.Array
 CHOICES = ("auto", "xla", "apart")
-"""What ``config.attention`` may be: "auto" as `attend` chooses and on TPUs apart, "xla" never a fused kernel, "apart" XLA's with the
-class token apart from the patches wherever `goes_apart` says so."""
+"""What ``config.attention`` may be: "auto" as `attend` chooses and on TPUs apart, "xla" never a fused kernel, "apart" XLA's with
+the class token apart from the patches wherever `goes_apart` says so."""
 LINE = 128  # numbers of a TPU's line; an axis that is one longer takes two
 WIDEST_HEAD = 128  # of cuDNN's kernel on every GPU that has one
 
@@ -42,20 +42,20 @@ def for_platform(choice: str, platform: str) -> str:
 
 
 def goes_apart(choice: str, patches: int) -> bool:
-    """Whether an encoder of so many patches keeps its class token apart: asked for, and the patches fill whole lines without it."""
+    """Whether an encoder of so many patches keeps its class token apart: asked for, and the patches alone fill whole lines."""
     return choice == "apart" and patches > 0 and patches % LINE == 0
 
 
 def attend_apart(
     query: tuple[Array, Array], key: tuple[Array, Array], value: tuple[Array, Array], heads: int, scale: float
 ) -> tuple[tuple[Array, Array], Array]:
-    """Attention among a class token and patches that stand apart: the numbers of `attend` on both together, summed in another order.
+    """Attention among a class token and patches that stand apart: what `attend` computes of both together, in another order.
 
-    ``query``, ``key`` and ``value`` are pairs (class token [B, D], patches [B, N, D]), heads side by side in D. Returns a pair like
-    them and the class token's products with every token, float32 [B, heads, 1 + N], before the softmax.
+    ``query``, ``key`` and ``value`` are pairs (class token [B, D], patches [B, N, D]), heads side by side in D. Returns a pair
+    like them and the class token's products with every token, float32 [B, heads, 1 + N], before the softmax.
 
-    The products with the class token are matrix products as well: its query, key or value is written into a matrix [heads, D] that
-    is zero outside of each head's own columns.
+    The products with the class token are matrix products as well: its query, key or value is written into a matrix [heads, D]
+    that is zero outside of each head's own columns.
     """
     (q, queries), (k, keys), (v, values) = query, key, value
     dtype, width = q.dtype, q.shape[-1] // heads

@@ -149,7 +149,7 @@ def test_cudnn_rounds_as_xla_does(tokens):
         assert np.abs(ours - true).max() <= 2**-6 * np.abs(true).max()
 
 
-# The class token apart from the patches ------------------------------------------------------------------------------------------
+# The class token apart from the patches -------------------------------------------------------------
 
 
 def encoders(monkeypatch, dtype=jnp.float32, **settings):
@@ -199,7 +199,8 @@ def test_apart_computes_the_same(monkeypatch, settings):
     expected, found = (run(encoder, params, images, train=True) for encoder in (together, apart))
     for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(found), strict=True):
         np.testing.assert_allclose(other, one, rtol=1e-4, atol=2e-5 * float(jnp.abs(one).max()))
-    assert products(lambda: together.apply({"params": params}, images)) != products(lambda: apart.apply({"params": params}, images))
+    shapes = [products(lambda p, encoder=encoder: encoder.apply({"params": p}, images), params) for encoder in (together, apart)]
+    assert shapes[0] != shapes[1]
 
 
 def test_apart_in_bfloat16_is_as_near_to_float32_as_together(monkeypatch):
@@ -232,5 +233,5 @@ def test_what_auto_means():
     assert [attention.for_platform("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["auto", "auto", "apart"]
     assert attention.for_platform("xla", "tpu") == "xla"
     assert attention.goes_apart("apart", 128) and attention.goes_apart("apart", 256)
-    assert not attention.goes_apart("apart", 210) and not attention.goes_apart("apart", 0) and not attention.goes_apart("auto", 128)
+    assert not any(attention.goes_apart(*case) for case in (("apart", 210), ("apart", 0), ("auto", 128)))
     assert CHOICES["attention"] == attention.CHOICES
