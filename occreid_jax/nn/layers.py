@@ -158,16 +158,21 @@ class Projections(nn.Module):
         kernel = self.param("kernel", self.kernel_init, (width, 3 * width)).astype(self.dtype)
         bias = self.param("bias", nn.initializers.zeros_init(), (3 * width,)) if self.use_bias else None
         bias = None if bias is None else bias.astype(self.dtype)
-        if not cut_kernel:
+
+        def product(x: Array, kernel: Array, bias: Array | None) -> Array:
             out = x.astype(self.dtype) @ kernel
-            return jnp.split(out if bias is None else out + bias, 3, axis=-1)
+            return out if bias is None else out + bias
 
-        def product(x: Array, number: int) -> Array:
-            chosen = slice(number * width, (number + 1) * width)
-            out = x.astype(self.dtype) @ kernel[:, chosen]
-            return out if bias is None else out + bias[chosen]
+        if not cut_kernel:
+            return jnp.split(product(x, kernel, bias), 3, axis=-1)
+        # Cut once for both pieces, so that the gradients of both are added before devices sum them.
+        kernels = jnp.split(kernel, 3, axis=-1)
+        biases = [None] * 3 if bias is None else jnp.split(bias, 3)
 
-        return [jax.tree.map(lambda x, number=number: product(x, number), x) for number in range(3)]
+        def of_one(kernel: Array, bias: Array | None) -> Tokens:
+            return jax.tree.map(lambda x: product(x, kernel, bias), x)
+
+        return [of_one(kernel, bias) for kernel, bias in zip(kernels, biases, strict=True)]
 
 
 class Attention(nn.Module):
