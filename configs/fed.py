@@ -107,6 +107,7 @@ def get_config(arg: str = ""):
         # What stripes are multiplied with: learned (OEM's scores) | random | constant (the mean of the truth) | truth (the share
         # of the person in each stripe that is seen, from the renderer)
         location=dict(train="learned", test="learned"),
+        least_weight=0.0,  # ours: stripes are multiplied with least_weight + (1 - least_weight) score
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )

@@ -98,7 +98,7 @@ FED = ENCODER | HALF | {
     "bank_first": "pooled", "bank_second": "copy", "temperature": 0.05, "floor": 1e-6, "score_weights": [1.0, 1.0],
     "erased_weight": 1.0, "diffused_weight": 1.0, "global_weight": 1.0, "erased_contrast": [1.0, 0.3],
     "diffused_contrast": [0.5, 0.5], "triplet_weight": 0.0, "margin": None, "label_smoothing": 0.0, "test_feature": "erased",
-    "location.train": "learned", "location.test": "learned",
+    "location.train": "learned", "location.test": "learned", "least_weight": 0.0,
 }  # fmt: skip
 NPO = {
     "augment.flip": 0.5, "augment.pad": 10, "augment.erasing": 0.0, "augment.jitter": [0.1, 0.1, 0.1, 0.0],

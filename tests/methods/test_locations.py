@@ -121,6 +121,20 @@ def test_fed_multiplies_stripes_with_the_source():
         np.testing.assert_allclose(found, feature, atol=1e-5)
 
 
+def test_stripes_that_are_not_seen_may_keep_a_weight():
+    params, _ = started("fed")
+    own = batch()
+    config = create("fed", test="truth").config.copy_and_resolve_references()
+    config.method.least_weight = 0.25
+    method = methods.create(config, META)
+    found = method.encode(params, own["image"], own["camid"])
+    np.testing.assert_allclose(found.weights, 0.25 + 0.75 * found.scores, atol=1e-6)
+    np.testing.assert_allclose(found.erased, found.weights[..., None] * found.parts, atol=1e-6)
+    found = method.encode(params, own["image"], own["camid"], location=method.location_of(own, "query"))
+    truth = locations.uncovered_shares(own["parts"], (4, 1))[..., 0]
+    np.testing.assert_allclose(found.weights, 0.25 + 0.75 * truth, atol=1e-6)
+
+
 def test_dpeformer_ranks_tokens_by_the_source():
     params, extra = started("dpeformer")
     mean = jnp.asarray(RNG.random((4, 2)), jnp.float32)
