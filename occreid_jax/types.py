@@ -83,6 +83,15 @@ class Update:
     frozen: str = ""
 
 
+class Bound(NamedTuple):
+    """A metric of a stage that must stay between ``least`` and ``most``; ``told`` says what it means that it does not."""
+
+    metric: str
+    least: float
+    most: float
+    told: str
+
+
 @dataclasses.dataclass(frozen=True)
 class Stage:
     """One training stage. Static: every field is known before anything is compiled."""
@@ -97,6 +106,7 @@ class Stage:
     refresh_every: int = 0  # epochs between calls of Method.prepare; 0 means at the stage start only
     flops: float = 0.0  # of one picture's forward passes in a step, a gradient going back through them; 0: unknown
     frozen_flops: float = 0.0  # of forward passes that nothing goes back through
+    bounds: tuple[Bound, ...] = ()  # a run says once, and its report says, which metrics left theirs
 
 
 class Aux(NamedTuple):

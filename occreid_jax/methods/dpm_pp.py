@@ -171,7 +171,8 @@ class DPMPP(MaskedMetric):
         if name == SELECTION:
             by_part = (("decision/", block.decision_optimizer), ("", block.optimizer))
             update = Update("^selection/", by_part, frozen)
-            return dataclasses.replace(pictures, updates=(update,), **self.stage_flops(name))
+            bounds = (salient_selection.SATURATED,)
+            return dataclasses.replace(pictures, updates=(update,), bounds=bounds, **self.stage_flops(name))
         if self.transfer is not None:
             self.transfer.check_shares(block.sampler.batch_size, f"config.stages.{METRIC}.sampler.batch_size")
         mask = ("^mask_generator/", block.mask_optimizer)

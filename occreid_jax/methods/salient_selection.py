@@ -20,13 +20,18 @@ from occreid_jax.methods.base import apart, encoder_flops, side_by_side
 from occreid_jax.nn import heads, vit
 from occreid_jax.nn.layers import run
 from occreid_jax.nn.mask_generator import DecisionLayer, patch_maps, scaled_levels
-from occreid_jax.types import Batch, Params
+from occreid_jax.types import Batch, Bound, Params
 from occreid_jax.weights.trees import merge_encoder
 
 Array = jax.Array
 CHOICES = {"masking": ("scale", "keep"), "budget_over": OVER}
 RANGES = (("stride", 0, None), ("budget_share", 0, 1))
 """What the settings of the network may be, as `MethodBase.choices` and ``ranges`` of the method that has one."""
+SATURATED = Bound(
+    "mean_saliency", 0.05, 0.95,
+    "nearly every patch is salient, or none, and a saturated sigmoid hardly comes back; set "
+    "config.method.selection.level_norm=True or a lower config.stages.selection.decision_optimizer.learning_rate",
+)  # fmt: skip
 THRESHOLD = 0.5  # of the saliency, from which on a patch is salient
 
 

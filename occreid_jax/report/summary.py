@@ -18,6 +18,7 @@ from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import parameters_hash
 from occreid_jax.files import read_json
 from occreid_jax.report.curves import Series, histogram, line_chart
+from occreid_jax.train.bounds import beyond_at_the_end
 from occreid_jax.train.log import read_metrics
 from occreid_jax.train.records import read_evaluation
 from occreid_jax.train.setup import Setup
@@ -93,6 +94,7 @@ def facts(workdir: Path, setup: Setup, results: Mapping[str, Any]) -> dict[str, 
         "synthetic": config.data.name == "synthetic" or dataset.truth is not None,
         "splits": splits,
         "notes": dataset.notes,
+        "beyond": beyond_at_the_end(setup.method.stages(), read_metrics(workdir / "metrics.jsonl")),
         "evaluated": f"{evaluated:%Y-%m-%d %H:%M} UTC",
         "written": f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
         "versions": ", ".join(f"{name} {version(name)}" for name in PACKAGES),

@@ -23,6 +23,7 @@ from occreid_jax.evaluation.evaluate import Evaluation, evaluate
 from occreid_jax.files import check_unheld, hold, read_json, write_json
 from occreid_jax.passes import run_pass
 from occreid_jax.train import performance, state
+from occreid_jax.train.bounds import beyond
 from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.folder import check_workdir, claim_workdir
 from occreid_jax.train.log import MetricsFile, Reporter
@@ -75,6 +76,7 @@ class Trainer:
         self.tables: dict[str, jax.Array] = {}
         self.streams = False
         self.best = -1.0
+        self.told: set[tuple[str, str]] = set()  # (stage, metric) outside of their bounds
 
     # The run from start to end -------------------------------------------------------------------------------------------
 
@@ -304,6 +306,10 @@ class Trainer:
         rate, utilisation = meter.rate(done)
         values = {f"{plan.stage.name}/{name}": value for name, value in mean.items()}
         self.metrics.write(done, {"stage": plan.stage.name, "epoch": epoch + 1, **values})
+        for name, sentence in beyond(plan.stage, mean, done).items():
+            if (plan.stage.name, name) not in self.told:
+                self.told.add((plan.stage.name, name))
+                self.reporter.line(f"note: {sentence}")
         share = f"  {100 * utilisation:.0f} % of peak" if utilisation else ""
         note = f"epoch {epoch + 1}/{plan.stage.epochs}  loss {mean['loss']:.3f}  {rate:.0f} images/s{share}"
         task(done - plan.start, plan.steps, note)

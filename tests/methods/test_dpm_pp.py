@@ -109,9 +109,6 @@ SWITCHES = {
     "no head enrichment": ({"head_weight": 0.0}, METRIC, less_by("head_enrich", 0.1)),
     "official reduction": ({"head_reduction": "official"}, METRIC,
                            lambda a, x, b, y: np.isclose(y["head_enrich"], x["head_enrich"] * 12 / 2**2, rtol=1e-5)),
-    "no angular margin": ({"cosine_margin": 0.0}, METRIC, lambda a, x, b, y: y["masked_identity"] < x["masked_identity"]),
-    "scale 1": ({"cosine_scale": 1.0}, METRIC, lambda a, x, b, y: abs(y["masked_identity"] - np.log(6)) < 1),
-    "larger hinge": ({"margin": 1.3}, METRIC, lambda a, x, b, y: 0 < y["triplet"] - x["triplet"] <= 1.0001),
     "no transfer at random": ({"transfer.probability": 0.0}, METRIC,
                               lambda a, x, b, y: x["transferred"] == 1 and y["transferred"] == 0),
     "threshold out of reach": ({"transfer.partners": "best", "transfer.threshold": 1.1}, METRIC,
@@ -205,6 +202,7 @@ def test_each_stage_moves_its_own_parameters():
     moved = [{path.split("/")[0] for path in trainable_paths(params, stage.updates[0])} for stage in (prompts, selection, metric)]
     assert moved == [{"prompts"}, {"selection"}, {"visual", "neck", "prototypes", "mask_generator"}]
     assert prompts.inputs == ("feature",)
+    assert [(bound.metric, bound.least, bound.most) for bound in selection.bounds] == [("mean_saliency", 0.05, 0.95)]
     for stage in (selection, metric):
         assert not any(path.endswith("neck/bias") for path in trainable_paths(params, stage.updates[0]))
 

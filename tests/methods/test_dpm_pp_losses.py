@@ -131,6 +131,8 @@ SETTINGS = [
     {"unit_mask": True},
     {"mask_side": "both"},
     {"mask_order": "after"},
+    {"cosine_margin": 0.0, "cosine_scale": 1.0, "margin": 1.3},
+    {"margin": None},
     {"beyond": "wrap", "cosine_margin": 2.5},
     {"beyond": "linear", "cosine_margin": 2.5},
     {"mask_space": "text"},

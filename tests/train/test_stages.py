@@ -15,13 +15,15 @@ from occreid_jax.evaluation.evaluate import parameters_hash
 from occreid_jax.losses.identity import cross_entropy
 from occreid_jax.methods.base import MethodBase
 from occreid_jax.train import loop
+from occreid_jax.train.bounds import beyond, beyond_at_the_end
 from occreid_jax.train.folder import claim_workdir
 from occreid_jax.train.log import Reporter, read_metrics
 from occreid_jax.train.loop import Trainer
 from occreid_jax.train.setup import open_setup
-from occreid_jax.types import Aux, Stage, Update
+from occreid_jax.types import Aux, Bound, Stage, Update
 
 WIDTH = 6
+LATE, SOON = Bound("progress", 0.0, 1.0, "never said"), Bound("progress", 0.0, 0.3, "it is half over; go on")
 
 
 class TwoStages(MethodBase):
@@ -38,7 +40,7 @@ class TwoStages(MethodBase):
             return self.transform(batch)
 
         return (
-            Stage("prompts", 2, uniform, (Update("^head/", sgd),), keep, inputs=("feature",)),
+            Stage("prompts", 2, uniform, (Update("^head/", sgd),), keep, inputs=("feature",), bounds=(LATE, SOON)),
             Stage("joint", 4, uniform, (Update("^encoder/", sgd), Update("^head/", sgd)), normalise, refresh_every=2),
         )
 
@@ -125,6 +127,16 @@ def test_stages_run_one_after_the_other(whole):
     np.testing.assert_allclose(progress, [*np.arange(8) / 8, *np.arange(16) / 16], atol=1e-6)
     moved = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), before, jax.device_get(whole.state.params))
     assert all(value > 1e-4 for value in jax.tree.leaves(moved))
+
+
+def test_a_metric_outside_of_its_bounds_is_told_once_and_at_the_end(whole):
+    assert whole.told == {("prompts", "progress")}
+    stages = [plan.stage for plan in whole.plan.stages]
+    lines = read_metrics(whole.workdir / "metrics.jsonl")
+    sentence = "stage prompts: progress is 0.875 at step 8, outside of 0 to 0.3: it is half over; go on"
+    assert beyond_at_the_end(stages, lines) == (sentence,)
+    assert beyond(stages[0], {"progress": 0.3}, 1) == {} and beyond(stages[0], {"progress": -0.1}, 1)
+    assert beyond_at_the_end(stages, []) == ()
 
 
 def test_the_first_stage_leaves_the_encoder_alone(trainer, monkeypatch):
