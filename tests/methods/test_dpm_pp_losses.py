@@ -151,10 +151,11 @@ def test_terms_written_out(settings):
     np.testing.assert_allclose(total, sum(terms.values()) + 0.1 * float(aux.metrics["head_enrich"]), rtol=2e-4)
 
 
-@pytest.mark.parametrize("masking, margin, smoothing", [("scale", 0.3, 0.1), ("keep", None, 0.0)])
-def test_selection_written_out(masking, margin, smoothing):
+@pytest.mark.parametrize("masking, margin, smoothing, over", [("scale", 0.3, 0.1, "batch"), ("keep", None, 0.0, "image")])
+def test_selection_written_out(masking, margin, smoothing, over):
     """The network on the whole picture, on what its saliency leaves, and on the rest (DPM++ Eq. 4, 22, 23)."""
     changes = {"selection.masking": masking, "selection.margin": margin, "selection.label_smoothing": smoothing}
+    changes["selection.budget_over"] = over
     method = create(**FIXED | changes)
     params, extra = started()
     network, own = method.selection, params["selection"]
@@ -173,7 +174,7 @@ def test_selection_written_out(masking, margin, smoothing):
         "masked_identity": cross_entropy(logits[1], smoothing),
         "triplet": triplet(f64(whole.cls), margin, np.zeros((12, 12), bool)),
         "overlap": float((softmax[0] * softmax[2]).sum()),
-        "budget": float((saliency.mean(dtype=np.float64) - 0.3) ** 2),
+        "budget": float(((f64(saliency).mean(axis=None if over == "batch" else 1) - 0.3) ** 2).mean()),
     }
     for name, value in expected.items():
         np.testing.assert_allclose(aux.metrics[name], value, rtol=2e-4, err_msg=name)
