@@ -284,5 +284,6 @@ def finish_small(config, arg) -> None:
         config.method.transfer.update(least_area=0.25, probability=0.25)  # the best of four that were tried on the demo
     config.method.test_feature = "after"
     config.method.selection.level_norm = True  # the tiny CLIP's residual stream saturates the decision layer otherwise
+    config.method.selection.update(margin=None, label_smoothing=0.0)  # SPT's own: patches find the person better on the demo
     if pretrained:
         config.init.weights = "tiny_clip"

@@ -416,10 +416,12 @@ def test_a_selection_network_can_be_given():
 
 def test_triplets():
     """The selection network is trained by the objectives of the stage that uses it (section 3.4), SPT's own by SPT's."""
-    for argument, margin, smoothing in (("", 0.3, 0.1), ("triplet=soft", None, 0.1), ("recipe=spt", None, 0.0)):
-        method = dpm_pp.get_config(argument).method
+    for argument, margin, smoothing in (("", 0.3, 0.1), (",triplet=soft", None, 0.1), (",recipe=spt", None, 0.0)):
+        method = dpm_pp.get_config(f"dataset=market1501{argument}").method
         assert (method.margin, method.label_smoothing) == (margin, smoothing)
         assert (method.selection.margin, method.selection.label_smoothing) == (margin, smoothing)
+    small = dpm_pp.get_config().method
+    assert (small.margin, small.selection.margin, small.selection.label_smoothing) == (0.3, None, 0.0)
 
 
 def test_published_recipe():
