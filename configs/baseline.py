@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/baseline.py                                  embedded benchmark, demo size
     python launch/train.py --config=configs/baseline.py:size=small                       embedded benchmark, small
+    python launch/train.py --config=configs/baseline.py:grid=fine                        patches of 8 pixels in place of 16
     python launch/train.py --config=configs/baseline.py:dataset=market1501 \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
@@ -18,7 +19,7 @@ from configs import common
 def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
-        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, person_mask=False,
+        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=False, person_mask=False,
         pretrained=True,
     )  # fmt: skip
     config = common.base(arg)

@@ -1,31 +1,44 @@
 """Pretrains the tiny CLIP on rendered pictures and sentences; launch/pretrain_clip.py measures the result and writes the asset.
 
-    python launch/pretrain_clip.py                                                     the weights that ship with the project
+    python launch/pretrain_clip.py                                                     the weights of the coarse grid
+    python launch/pretrain_clip.py --config=configs/clip_pretraining.py:grid=fine      those of the fine grid
     python launch/train.py --config=configs/clip_pretraining.py                        the same training as an ordinary run
 
 The captions are those of the synthetic sets, so no other dataset can be trained on. The size "pretrain" has people, cameras and
-random numbers that no benchmark has; its query and gallery show other people at other cameras. What the weights reach stands in
-docs/tiny_clip.md.
+random numbers that no benchmark has; its query and gallery show other people at other cameras. On the fine grid (patches of 8
+pixels) training starts from the weights of the coarse one, and every picture is told single facts beside its caption. What the
+weights reach stands in docs/tiny_clip.md.
 """
 
 from configs import common
 
 
 def get_config(arg: str = ""):
-    arg = common.parse_arg(arg, dataset="synthetic", size="pretrain", split="occluded")
+    arg = common.parse_arg(arg, dataset="synthetic", size="pretrain", split="occluded", grid="coarse")
     config = common.base(arg)
+    fine, patch = arg.grid == "fine", common.patch_side(arg, config)
     config.method = dict(
         name="clip_pretraining",
-        backbone="tiny",  # of occreid_jax/nn/clip.py
-        stride=16,
+        backbone=common.TINY[arg.grid].removeprefix("clip_"),  # of occreid_jax/nn/clip.py
+        stride=patch,
+        # Sentences of the facts with few values, all of which every picture is compared with; 0: captions alone
+        facts=55 if fine else 0,
+        closed_weight=4.0,  # of that comparison in the loss
         from_scratch=True,  # initial values for learning without pretrained weights
         mean=(0.5, 0.5, 0.5),
         std=(0.5, 0.5, 0.5),
     )
-    config.stages = dict(
-        masked=stage(epochs=20, keep_patches=0.5, learning_rate=5e-4, warmup_epochs=2),
-        whole=stage(epochs=6, keep_patches=1.0, learning_rate=2e-4, warmup_epochs=0),
-    )
+    if fine:
+        config.init.weights = "tiny_clip"  # its patches and positions are resampled
+        config.stages = dict(
+            masked=stage(epochs=18, keep_patches=0.25, learning_rate=7e-4, warmup_epochs=1),
+            whole=stage(epochs=8, keep_patches=1.0, learning_rate=4e-4, warmup_epochs=0),
+        )
+    else:
+        config.stages = dict(
+            masked=stage(epochs=20, keep_patches=0.5, learning_rate=5e-4, warmup_epochs=2),
+            whole=stage(epochs=6, keep_patches=1.0, learning_rate=2e-4, warmup_epochs=0),
+        )
     return config
 
 

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/clip_reid.py                                 embedded benchmark, demo size
     python launch/train.py --config=configs/clip_reid.py:size=small                      embedded benchmark, small
+    python launch/train.py --config=configs/clip_reid.py:grid=fine                       patches of 8 pixels in place of 16
     python launch/train.py --config=configs/clip_reid.py:dataset=market1501 \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe, ViT-B/16
     python launch/train.py --config=configs/clip_reid.py:dataset=market1501,backbone=rn50 ...     with the ResNet-50
@@ -15,20 +16,22 @@ measured figures stand in docs/results.md.
 from configs import common
 
 EPOCHS = {"demo": (40, 20), "small": (15, 8)}  # of prompts and of fine-tuning, on the embedded benchmark
+FINE_EPOCHS = {"demo": (40, 12), "small": (15, 6)}  # on its fine grid
 
 
 def get_config(arg: str = ""):
     arg = common.parse_arg(
-        arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, text=True
+        arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=False, text=True
     )
     config = common.base(arg)
     full_size = max(config.data.image_size) >= 256
-    backbone = arg.backbone or ("vit_b16" if full_size else "tiny")
+    patch = common.patch_side(arg, config)
+    backbone = arg.backbone or ("vit_b16" if full_size else common.TINY[arg.grid].removeprefix("clip_"))
     resnet = backbone.endswith(("rn50", "resnet"))
     config.method = dict(
         name="clip_reid",
-        backbone=backbone,  # of CLIP: vit_b16 | rn50 | vit_b32 | vit_l14 | tiny
-        stride=arg.stride or 16,  # ViT only; 12 is the paper's OLP
+        backbone=backbone,  # of CLIP: vit_b16 | rn50 | vit_b32 | vit_l14 | tiny | tiny_fine
+        stride=arg.stride or patch,  # ViT only; 12 is the paper's OLP
         camera=arg.camera,  # one learned vector per camera on the cls token (SIE); ViT only
         camera_scale=1.0,
         remat=False,
@@ -78,7 +81,7 @@ def get_config(arg: str = ""):
 
 def finish_small(config, arg) -> None:
     """Changes the recipe for the small rendered pictures and the tiny CLIP, in place: fewer epochs, so higher rates."""
-    epochs = EPOCHS.get(arg.size, (15, 8))
+    epochs = (FINE_EPOCHS if arg.grid == "fine" else EPOCHS).get(arg.size, (15, 8))
     if arg.text:
         prompts = config.stages.prompts
         prompts.epochs = epochs[0]
@@ -91,5 +94,4 @@ def finish_small(config, arg) -> None:
     finetune.augment.pad = 5
     finetune.optimizer = common.small_optimizer(pretrained=True)
     config.method.test_feature = "after"
-    if config.method.backbone == "tiny":
-        config.init.weights = "tiny_clip"
+    config.init.weights = common.SHIPPED.get(f"clip_{config.method.backbone}", "")

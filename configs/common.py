@@ -22,9 +22,18 @@ DATASETS = {
 }
 
 
-TINY = "clip_tiny"  # the backbone whose weights ship with the package
-EPOCHS = {"tiny CLIP": {"demo": 20, "small": 8}, "nothing": {"demo": 30, "small": 12}}  # of small encoders, by their start
-TWIN_EPOCHS = {"tiny CLIP": {"demo": 12, "small": 6}, "nothing": {"demo": 18, "small": 9}}  # for twins
+GRIDS = {"coarse": 16, "fine": 8}
+"""Side of a patch in pixels on the embedded benchmark's small pictures: "coarse" cuts 8x4 patches, "fine" the papers' 16x8."""
+TINY = {"coarse": "clip_tiny", "fine": "clip_tiny_fine"}
+"""The backbone of each grid whose weights ship with the package."""
+SHIPPED = {"clip_tiny": "tiny_clip", "clip_tiny_fine": "tiny_clip_fine"}
+"""The weights of each backbone that has some; docs/tiny_clip.md."""
+EPOCHS = {  # of small encoders, by their start; on the fine grid a step takes four times as long and the start is better
+    "tiny_clip": {"demo": 20, "small": 8}, "tiny_clip_fine": {"demo": 12, "small": 6}, "nothing": {"demo": 30, "small": 12},
+}  # fmt: skip
+TWIN_EPOCHS = {  # for twins
+    "tiny_clip": {"demo": 12, "small": 6}, "tiny_clip_fine": {"demo": 8, "small": 4}, "nothing": {"demo": 18, "small": 9},
+}  # fmt: skip
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -60,6 +69,15 @@ def read_arg(arg: str | None, defaults: dict) -> dict:
     return values
 
 
+def patch_side(arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> int:
+    """Side of a patch in pixels by the argument "grid", which is for the small rendered pictures; ValueError for another grid."""
+    if arg.grid not in GRIDS:
+        raise ValueError(f"unknown grid '{arg.grid}'; known: {', '.join(GRIDS)}")
+    if arg.grid == "fine" and not is_small(config):
+        raise ValueError("grid=fine is for the small pictures of the embedded benchmark; others have as many patches without it")
+    return GRIDS[arg.grid] if is_small(config) else 16
+
+
 def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Seed, data, evaluation, checkpoints and logging. ``arg`` holds dataset, size, split (the last two for synthetic)."""
     if arg.dataset not in DATASETS:
@@ -87,6 +105,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         test_filter="bilinear",
         resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
         occluders="",  # folder of a library of occluders (launch/prepare_data.py occluders); empty: a rendered one
+        occluder_people=0,  # people in the rendered library, beside its 540 objects
     )
     config.mesh = dict(
         devices=0,  # 0: all devices
@@ -118,24 +137,25 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
 
 
 def encoder(arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -> dict:
-    """Settings of the ViT of a method. ``arg`` holds backbone, stride, camera and pretrained.
+    """Settings of the ViT of a method. ``arg`` holds backbone, stride, grid, camera and pretrained.
 
     Pictures of 256 pixels get ViT-B; smaller ones the tiny CLIP that ships with the package, or with ``pretrained=false`` a small
     encoder that starts from nothing.
     """
     full_size = max(config.data.image_size) >= 256
-    backbone = arg.backbone or ("base" if full_size else TINY if arg.pretrained else "demo")
+    patch = patch_side(arg, config)
+    backbone = arg.backbone or ("base" if full_size else TINY[arg.grid] if arg.pretrained else "demo")
     return dict(
         backbone=backbone,  # also WIDTHxDEPTHxHEADS, or clip_ and one of CLIP's networks
-        patch=16,
-        stride=arg.stride or 16,
+        patch=patch,
+        stride=arg.stride or patch,
         camera=arg.camera,  # side information embedding: one learned vector per camera on every token
         camera_scale=3.0,
         drop_path=0.1 if full_size else 0.0,
         dropout=0.0,
         attention_dropout=0.0,
         positions=True,
-        from_scratch=not full_size and backbone != TINY,  # initial values for learning without pretrained weights
+        from_scratch=not full_size and backbone not in SHIPPED,  # initial values for learning without pretrained weights
         remat=False,
     )
 
@@ -180,13 +200,12 @@ def small_stage(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
 
     ``twins``: every picture passes the encoder twice, clean and occluded.
     """
-    main, pretrained = config.stages.main, config.method.backbone == TINY
+    main, start = config.stages.main, SHIPPED.get(config.method.backbone, "")
     main.sampler = identity_sampler(8, 4)
     main.augment.pad = 5
-    main.epochs = (TWIN_EPOCHS if twins else EPOCHS)["tiny CLIP" if pretrained else "nothing"].get(arg.size, 8)
-    main.optimizer = small_optimizer(pretrained)
-    if pretrained:
-        config.init.weights = "tiny_clip"
+    main.epochs = (TWIN_EPOCHS if twins else EPOCHS)[start or "nothing"].get(arg.size, 8)
+    main.optimizer = small_optimizer(bool(start))
+    config.init.weights = start
 
 
 def small_optimizer(pretrained: bool, warmup_epochs: int = 2) -> dict:

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/dpeformer.py                                 embedded benchmark, demo size
     python launch/train.py --config=configs/dpeformer.py:size=small                      embedded benchmark, small
+    python launch/train.py --config=configs/dpeformer.py:grid=fine                       patches of 8 pixels in place of 16
     python launch/train.py --config=configs/dpeformer.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe, ViT-B/16
 
@@ -100,14 +101,15 @@ never trains it. Table IX is a choice of the library of occluders, objects from 
 
 def get_config(arg: str = ""):
     arg = common.parse_arg(
-        arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, preset="paper", slip="",
-        row="", pretrained=True,
+        arg, dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=False,
+        preset="paper", slip="", row="", pretrained=True,
     )  # fmt: skip
     slips = arg.slip.split("+") if arg.slip else []
     for key, values, known in (("preset", [arg.preset], PRESETS), ("slip", slips, SLIPS), ("row", [arg.row], ROWS)):
         if unknown := [value for value in values if value and value not in known]:
             raise ValueError(f"unknown {key} '{unknown[0]}'; known: {', '.join(known)}")
     config = common.base(arg)
+    config.data.occluder_people = 60  # "multiple pedestrians and various objects" (III-C); as many as of each kind of object
     config.method = dict(
         **common.encoder(arg, config),
         name="dpeformer",

@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/dpm_pp.py                                    embedded benchmark, demo size
     python launch/train.py --config=configs/dpm_pp.py:size=small                         embedded benchmark, small
+    python launch/train.py --config=configs/dpm_pp.py:grid=fine                          patches of 8 pixels in place of 16
     python launch/train.py --config=configs/dpm_pp.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe, CLIP ViT-B/16
     python launch/train.py --config=configs/dpm_pp.py:dataset=occluded_duke,backbone=base ...    with an ImageNet ViT-B/16
@@ -72,7 +73,7 @@ SHORT = {"market1501": 50, "occluded_reid": 50}  # epochs of DPM's own recipe wh
 def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
-        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=True, text=True,
+        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=True, text=True,
         recipe="dpm_pp", row="", pretrained=True, learn_selection=True, triplet="hinge",
     )  # fmt: skip
     if arg.recipe not in RECIPES:
@@ -82,17 +83,17 @@ def get_config(arg: str = ""):
     if arg.row and arg.row not in ROWS:
         raise ValueError(f"unknown row '{arg.row}'; known: {', '.join(ROWS)}")
     config = common.base(arg)
-    small = common.is_small(config)
+    small, patch = common.is_small(config), common.patch_side(arg, config)
     predecessor = arg.recipe != "dpm_pp"
     full_clip = "base" if predecessor else "clip_vit_b16"
-    backbone = arg.backbone or (common.TINY if small and arg.pretrained else "demo" if small else full_clip)
+    backbone = arg.backbone or (common.TINY[arg.grid] if small and arg.pretrained else "demo" if small else full_clip)
     is_clip = backbone.startswith("clip_")
     hard = arg.dataset == "occluded_duke" or arg.dataset == "synthetic"
     config.method = dict(
         name="dpm_pp",
         backbone=backbone,  # clip_vit_b16 | clip_tiny ... with CLIP's image tower; base | small | demo ... without texts
-        patch=16,
-        stride=arg.stride or (16 if small else 12),
+        patch=patch,
+        stride=arg.stride or (patch if small else 12),
         camera=arg.camera,  # one learned vector per camera, in the third stage alone (SIE)
         camera_scale=1.0 if is_clip else 3.0,
         camera_tokens="cls" if is_clip else "all",
@@ -234,7 +235,7 @@ def finish_predecessor(config, arg) -> None:
     method.update(label_smoothing=0.0, camera=arg.camera and dpm)
     if dpm:
         method.update(
-            stride=arg.stride or (16 if small else 11 if arg.dataset == "occluded_duke" else 12),
+            stride=arg.stride or (method.patch if small else 11 if arg.dataset == "occluded_duke" else 12),
             identity_weight=0.5,
             masked_weight=0.5,
             head_weight=0.01 if arg.dataset == "occluded_reid" else 0.1,
@@ -242,9 +243,9 @@ def finish_predecessor(config, arg) -> None:
             alternating=True,
         )
         method.transfer.on = spt
-        method.selection.stride = 16 if spt else 0
+        method.selection.stride = method.patch if spt else 0
     else:
-        method.update(stride=arg.stride or 16, mask=False, head_weight=0.0)
+        method.update(stride=arg.stride or method.patch, mask=False, head_weight=0.0)
     if spt:
         method.transfer.update(
             partners="official", probability=1.0, fallback="first", ignore_identity=False, ignore_negatives="none"
@@ -263,7 +264,7 @@ def finish_predecessor(config, arg) -> None:
 def finish_small(config, arg) -> None:
     """Changes the recipe for the small rendered pictures and the tiny CLIP, in place: fewer epochs, so higher rates."""
     prompts, selection, metric = EPOCHS.get(arg.size, EPOCHS["small"])
-    pretrained = config.method.backbone == common.TINY
+    pretrained = config.method.backbone in common.SHIPPED
     adamw = common.small_optimizer(pretrained, warmup_epochs=1)
     config.stages.prompts.epochs = prompts
     config.stages.prompts.optimizer.update(
@@ -286,4 +287,4 @@ def finish_small(config, arg) -> None:
     config.method.selection.level_norm = True  # the tiny CLIP's residual stream saturates the decision layer otherwise
     config.method.selection.update(margin=None, label_smoothing=0.0)  # SPT's own: patches find the person better on the demo
     if pretrained:
-        config.init.weights = "tiny_clip"
+        config.init.weights = common.SHIPPED[config.method.backbone]

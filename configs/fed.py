@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/fed.py                                       embedded benchmark, demo size
     python launch/train.py --config=configs/fed.py:size=small                            embedded benchmark, small
+    python launch/train.py --config=configs/fed.py:grid=fine                             patches of 8 pixels in place of 16
     python launch/train.py --config=configs/fed.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
@@ -60,8 +61,8 @@ losses of what it makes).
 def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
-        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=False, preset="fixed", row="",
-        pretrained=True,
+        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=False, preset="fixed",
+        row="", pretrained=True,
     )  # fmt: skip
     for key, known in (("preset", PRESETS), ("row", ROWS)):
         if arg[key] and arg[key] not in known:

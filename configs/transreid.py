@@ -2,6 +2,7 @@
 
     python launch/train.py --config=configs/transreid.py                                 embedded benchmark, demo size
     python launch/train.py --config=configs/transreid.py:size=small                      embedded benchmark, small
+    python launch/train.py --config=configs/transreid.py:grid=fine                       patches of 8 pixels in place of 16
     python launch/train.py --config=configs/transreid.py:dataset=market1501,stride=12 \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
@@ -19,8 +20,8 @@ from configs import common
 def get_config(arg: str = ""):
     arg = common.parse_arg(
         arg,
-        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, camera=True, jpm=True, person_mask=False,
-        pretrained=True,
+        dataset="synthetic", size="demo", split="occluded", backbone="", stride=0, grid="coarse", camera=True, jpm=True,
+        person_mask=False, pretrained=True,
     )  # fmt: skip
     config = common.base(arg)
     config.method = common.vit_method(

@@ -10,7 +10,7 @@ Training does the first three by itself; the commands are for looking first, or 
 Some methods paste occluders on training pictures: a rendered library that they make themselves, or --config.data.occluders=DIR.
 Sources of a library, each with --out=DIR and, if wanted, --side and --count:
 
-    --from=rendered                                                  objects as in the embedded benchmark, by --seed
+    --from=rendered                                                  objects as in the embedded benchmark, by --seed; --people=N
     --from=folder --pictures=DIR --source=TEXT --licence=TEXT        pictures with transparency; --kind=overlay for whole frames
     --from=annotations --annotations=FILE.json --pictures=DIR        objects annotated in COCO's format, by polygon or run lengths
     --from=list --list=FILE.txt --source=TEXT --licence=TEXT         opaque rectangles: lines "path" or "path x y width height"
@@ -50,6 +50,7 @@ MODEL = flags.DEFINE_string("model", None, "occluders from sam: folder of a SAM 
 KIND = flags.DEFINE_enum("kind", "cutout", ["cutout", "overlay"], "occluders from a folder: cut out, or whole frames as they are")
 SIDE = flags.DEFINE_integer("side", 96, "occluders: side in pixels to which each is stretched", lower_bound=8, upper_bound=1024)
 COUNT = flags.DEFINE_integer("count", 0, "occluders: how many at most (0: 540 rendered ones, 10,000 of others)", lower_bound=0)
+PEOPLE = flags.DEFINE_integer("people", 0, "occluders: so many rendered people beside the objects", lower_bound=0)
 SMALLEST = flags.DEFINE_integer(
     "smallest", 0, "occluders: least side of a box in pixels (0: 32 for annotations, 1 for sam)", lower_bound=0
 )
@@ -83,7 +84,7 @@ def make_library(reporter) -> None:
         if origin == "rendered":
             from occreid_jax.train.rendered import RENDERED, rendered_occluders
 
-            found = rendered_occluders(SEED.value, task, COUNT.value or RENDERED)
+            found = rendered_occluders(SEED.value, task, COUNT.value or RENDERED, PEOPLE.value)
         elif origin == "folder":
             found = occluders.from_folder(Path(PICTURES.value), *terms, KIND.value, **counted)
         elif origin == "annotations":

@@ -1,7 +1,9 @@
 """Pretrains the tiny CLIP, measures what it knows of people it has never seen, and writes the weights that ship.
 
     python launch/pretrain_clip.py                              into occreid_jax/assets/tiny_clip
+    python launch/pretrain_clip.py --config=configs/clip_pretraining.py:grid=fine    into tiny_clip_fine beside it
     python launch/pretrain_clip.py --out=DIR --config.seed=1    another one, elsewhere
+    python launch/pretrain_clip.py --measure                    trains nothing and measures the weights that ship
 
 The training is that of launch/train.py with the same config: the same command again goes on where the last one stopped. Then the
 parameters are rounded to float16, as they are stored, and pictures of held-out people at held-out cameras are compared with
@@ -17,6 +19,7 @@ from absl import flags
 CONFIG = command.define_config(str(command.ROOT / "configs" / "clip_pretraining.py"))
 WORKDIR = flags.DEFINE_string("workdir", None, "run folder (default: runs/<method>-<dataset>)")
 OUT = flags.DEFINE_string("out", None, "folder to write to (default: the package's own asset, which is replaced)")
+MEASURE = flags.DEFINE_bool("measure", False, "only measure the weights that ship for the config's grid")
 
 
 def main() -> None:
@@ -33,14 +36,17 @@ def main() -> None:
     from occreid_jax.train.log import Reporter
     from occreid_jax.train.loop import Stopped, Trainer
     from occreid_jax.train.setup import banner, open_setup
-    from occreid_jax.weights.tiny_clip import FAMILY, halved, write_tiny_clip
+    from occreid_jax.weights.tiny_clip import ASSETS, FAMILY, PARTS, halved, write_tiny_clip
 
     distributed.initialise()
     config = CONFIG.value
     if config.method.name != "clip_pretraining":
         raise UserError(f"--config: {config.method.name} is no pretraining of a CLIP; leave --config out")
-    workdir, out = Path(WORKDIR.value or command.default_workdir(config)), Path(OUT.value or FOLDER / FAMILY)
+    workdir = Path(WORKDIR.value or command.default_workdir(config))
+    out = Path(OUT.value or FOLDER / ASSETS.get(config.method.backbone, FAMILY))
     reporter = Reporter()
+    if MEASURE.value:
+        return measure_shipped(config, reporter)
     check_workdir(workdir, config)
     distributed.in_lead(lambda: check_unheld(workdir))
     setup = open_setup(config, reporter)
@@ -53,7 +59,7 @@ def main() -> None:
         evaluation = trainer.run()
     except Stopped as stopped:
         command.fail(str(stopped), 128 + stopped.signal)
-    params = halved(trainer.state.params)
+    params = halved({name: trainer.state.params[name] for name in PARTS})
     figures = measure(setup, params)
     cost = {"seconds": round(time.monotonic() - started, 1), "cpu_seconds": round(time.process_time() - used, 1)}
     if before:
@@ -66,6 +72,25 @@ def main() -> None:
         reporter.line(line)
     reporter.line(f"{cost['seconds']:.0f} s, {cost['cpu_seconds']:.0f} CPU-seconds")
     reporter.line(evaluation.summary)
+
+
+def measure_shipped(config, reporter) -> None:
+    """Prints what the weights that ship know, and how well the text tower tells sentences of one fact apart."""
+    from occreid_jax import synthetic
+    from occreid_jax.evaluation import zero_shot
+    from occreid_jax.train.setup import open_setup
+    from occreid_jax.train.start import initial_model
+    from occreid_jax.weights.tiny_clip import ASSETS, FAMILY
+
+    config.init.weights = ASSETS.get(config.method.backbone, FAMILY)
+    setup = open_setup(config, reporter)
+    params, _ = initial_model(setup.method, config)
+    for line in zero_shot.lines(measure(setup, params)):
+        reporter.line(line)
+    told = {}
+    for fact, values in synthetic.fact_prompts().items():
+        told[fact] = zero_shot.likeness(embed_texts(setup.method, params, list(values.values())))
+    reporter.line("mean cosine between the sentences of a fact: " + ", ".join(f"{fact} {x:.3f}" for fact, x in told.items()))
 
 
 def measure(setup, params) -> dict:
@@ -139,6 +164,7 @@ def describe(setup, plan, cost: dict, evaluation, figures: dict) -> dict:
     return {
         "what": "a small CLIP, pretrained on rendered pictures and generated sentences only; all figures are synthetic",
         "command": " ".join(["python", "launch/pretrain_clip.py", *shown(sys.argv[1:])]),
+        "starts_from": config.init.weights,
         "seed": config.seed,
         "synthetic_seed": config.data.synthetic_seed,
         "versions": {

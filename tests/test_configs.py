@@ -21,7 +21,7 @@ from occreid_jax.types import Meta
 FILES = (Path(__file__).parent.parent / "configs").glob("*.py")
 CONFIGS = sorted(path.stem for path in FILES if path.stem not in ("common", "__init__"))
 STEPPED = ("synthetic", "market1501", "folder")  # the other datasets bring no other shapes than these
-REPEATED = ("dataset=folder", "size=small", "split=holistic")  # shapes of the others once more: with the slow tests
+REPEATED = ("dataset=folder", "size=small", "split=holistic", "grid=fine")  # shapes of the others once more: with the slow tests
 ARGUMENTS = [*(f"dataset={name}" for name in STEPPED[:2]), "size=full"]
 ARGUMENTS += [pytest.param(argument, marks=pytest.mark.slow) for argument in REPEATED]
 
@@ -53,6 +53,10 @@ def test_init_and_one_step_of_every_stage_at_full_size(name, argument):
             "image": jax.ShapeDtypeStruct((len(labels), *size, 3), jnp.uint8),
             "parts": jax.ShapeDtypeStruct((len(labels), *size), jnp.uint8),
             "caption": jax.ShapeDtypeStruct((len(labels), 4, 40), jnp.int32),
+            "facts": jax.ShapeDtypeStruct((len(labels), 13), jnp.int32),
+            "closed_facts": jax.ShapeDtypeStruct((55, 11), jnp.int32),
+            "closed_kinds": jax.ShapeDtypeStruct((55,), jnp.int32),
+            "open_facts": jax.ShapeDtypeStruct((324, 16), jnp.int32),
             "camid": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
             "label": jax.ShapeDtypeStruct((len(labels),), jnp.int32),
             "occluders": jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.uint8),
@@ -91,6 +95,23 @@ def test_features_and_distances_have_the_stated_shapes(name):
     assert all(leaf.shape[0] == 4 for leaf in jax.tree.leaves(features))
     distance = jax.eval_shape(method.distance, features, features)
     assert distance.shape == (4, 4) and distance.dtype == jnp.float32
+
+
+TINY = sorted(set(CONFIGS) - {"colour_histogram"})  # configs whose encoder starts from the tiny CLIP, or makes it
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_the_fine_grid_cuts_as_many_patches_as_the_papers(name):
+    config = importlib.import_module(f"configs.{name}").get_config("grid=fine")
+    coarse = importlib.import_module(f"configs.{name}").get_config()
+    assert set(prepared(name, "grid=fine")[2].grids.values()) == {(16, 8)}
+    assert set(prepared(name, "")[2].grids.values()) == {(8, 4)}
+    assert config.method.stride == 8 and coarse.method.stride == 16
+    if name != "clip_pretraining":
+        assert (config.init.weights, coarse.init.weights) == ("tiny_clip_fine", "tiny_clip")
+    for wrong, told in (("grid=finer", "unknown grid 'finer'"), ("grid=fine,dataset=folder", "for the small pictures")):
+        with pytest.raises(ValueError, match=told):
+            importlib.import_module(f"configs.{name}").get_config(wrong)
 
 
 def test_arguments_are_checked():

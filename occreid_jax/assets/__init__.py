@@ -2,6 +2,7 @@
 
 ``tiny_clip`` holds ``vocabulary.json`` (see `occreid_jax.vocabulary`), ``weights.safetensors`` in the format of
 launch/port_weights.py, and ``card.json``, which says how launch/pretrain_clip.py made them and what they reach.
+``tiny_clip_fine`` holds weights and card of the CLIP with patches of 8 pixels; its vocabulary is the other one's.
 """
 
 from __future__ import annotations

@@ -50,19 +50,34 @@ def class_features(features: np.ndarray, counts: Sequence[int]) -> np.ndarray:
 
 
 def attribute_accuracy(images: np.ndarray, classes: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Share of the pictures whose most alike class is their own, and the share of the most frequent class beside it.
+    """Share of the pictures whose most alike class is their own, and the share of the most frequent class beside it; and the same
+    share as a mean over the classes that occur (``balanced``), which is ``chance`` for whoever sees nothing, always names one
+    class, or guesses by frequency.
 
     ``images`` float [N, E], ``classes`` float [C, E], ``labels`` int [N] in 0 .. C - 1. Percent. ValueError without pictures.
     """
     if not len(images):
         raise ValueError("attribute accuracy needs at least one picture")
     found = np.argmax(images.astype(np.float64) @ classes.astype(np.float64).T, axis=1)
+    counts = np.bincount(labels, minlength=len(classes))
+    right = np.bincount(labels[found == labels], minlength=len(classes))
     return {
         "pictures": len(images),
         "classes": len(classes),
         "accuracy": percent(np.mean(found == labels)),
-        "majority": percent(np.bincount(labels, minlength=len(classes)).max() / len(labels)),
+        "majority": percent(counts.max() / len(labels)),
+        "balanced": percent(np.mean(right[counts > 0] / counts[counts > 0])),
+        "chance": percent(1 / np.count_nonzero(counts)),
     }
+
+
+def likeness(features: np.ndarray) -> float:
+    """Mean cosine of all pairs of rows of ``features`` float [N, E], unit length; 1 where a text tower gives N sentences one
+    feature. ValueError for less than two."""
+    if len(features) < 2:
+        raise ValueError("likeness needs at least two sentences")
+    cosines = features.astype(np.float64) @ features.astype(np.float64).T
+    return float((cosines.sum() - np.trace(cosines)) / (len(features) * (len(features) - 1)))
 
 
 def percent(share: float) -> float:
@@ -82,6 +97,7 @@ def lines(figures: Mapping[str, Mapping]) -> list[str]:
         for name, a in entry["attributes"].items():
             found.append(
                 f"  {name:14s} {a['accuracy']:5.1f} % of {a['pictures']:,} pictures, {a['classes']} classes "
-                f"(most frequent class: {a['majority']:.1f} %)"
+                f"(most frequent class: {a['majority']:.1f} %); mean over classes {a['balanced']:.1f} % "
+                f"(chance {a['chance']:.1f} %)"
             )
     return found

@@ -37,6 +37,7 @@ VISUAL = {
     "micro": Clip(Size(32, 2, 2), 16, Size(16, 2, 2)),  # for tests
     "micro_resnet": Clip(ResNetSize(8, (1, 1, 1, 1), 4), 16, Size(16, 2, 2)),  # for tests
     "tiny": Clip(Size(192, 4, 3), 128, Size(128, 4, 2)),  # for the embedded benchmark
+    "tiny_fine": Clip(Size(192, 4, 3), 128, Size(128, 4, 2), 8),  # the same with as many patches as the papers have
     "vit_b32": Clip(Size(768, 12, 12), 512, Size(512, 12, 8), 32),
     "vit_b16": Clip(Size(768, 12, 12), 512, Size(512, 12, 8)),
     "vit_l14": Clip(Size(1024, 24, 16), 768, Size(768, 12, 12), 14),

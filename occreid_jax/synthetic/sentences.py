@@ -8,7 +8,7 @@ from typing import Any
 
 from occreid_jax.synthetic.occluders import OBJECTS
 from occreid_jax.synthetic.palettes import COLOURS, HAIR
-from occreid_jax.synthetic.people import BAGS, HAIR_LENGTHS, LOWERS, UPPERS, Person
+from occreid_jax.synthetic.people import BAGS, HAIR_LENGTHS, HEADWEAR, LOWERS, PATTERNS, UPPERS, Person
 from occreid_jax.synthetic.streams import stream
 
 TOPICS = ("upper", "lower", "gender", "details", "bag", "shoes", "hair", "headwear", "scarf", "build")
@@ -18,6 +18,8 @@ WORDS = 26
 sentence."""
 VARIANTS = 4
 """Sentences of one picture, see `caption_variants`."""
+CLOSED = 18
+"""Values that a fact of `fact_prompts` has at most to be told from all others of its kind in one step of training."""
 
 
 def captions(attributes: Person | Mapping[str, Any], topics: Collection[str] = TOPICS) -> str:
@@ -79,9 +81,72 @@ def caption_variants(attributes: Mapping[str, Any], occluder: str, seed: int, pi
         if rng.random() < 0.6:
             text = f"a photo of {text}"
         if occluder and rng.random() < 0.5:
-            text += f" is occluded by {'another person' if occluder == 'person' else f'a {occluder}'}"
+            text += f" is occluded by {_in_front(occluder)}"
         found.append(text + ("." if rng.random() < 0.5 else ""))
     return tuple(found)
+
+
+def fact_prompts() -> dict[str, dict[str, str]]:
+    """Return sentences that tell one thing of a person and nothing else: fact -> value -> sentence.
+
+    The facts are those of `facts`; a colour is told with the garment that has it.
+    """
+
+    def wearing(names) -> dict[str, str]:
+        return {name: f"a photo of a person wearing {_with_article(name)}" for name in names}
+
+    def coloured(things) -> list[str]:
+        return [f"{colour} {thing}" for thing in things for colour in COLOURS]
+
+    def carrying(names) -> dict[str, str]:
+        return {name: f"a photo of a person carrying {_with_article(name)}" for name in names}
+
+    def hair(names) -> dict[str, str]:
+        return {name: f"a photo of a person with {name} hair" for name in names}
+
+    lowers, bags = (*LOWERS, "leggings"), [bag for bag in BAGS if bag != "none"]
+    patterned = [_patterned(pattern, upper) for pattern in PATTERNS if pattern != "plain" for upper in UPPERS]
+    return {
+        "gender": {value: f"a photo of a {value}" for value in ("man", "woman")},
+        "upper": wearing(UPPERS),
+        "lower": wearing(lowers),
+        "shoes_colour": wearing(coloured(["shoes"])),
+        "hair_colour": hair(HAIR),
+        "hair_length": hair(HAIR_LENGTHS),
+        "bag": carrying(bags),
+        "headwear": wearing(value for value in HEADWEAR if value != "none"),
+        "occluder": {value: f"a photo of a person is occluded by {_in_front(value)}" for value in (*OBJECTS, "person")},
+        "coloured_upper": wearing(coloured(UPPERS)),
+        "coloured_lower": wearing(coloured(lowers)),
+        "coloured_bag": carrying(coloured(bags)),
+        "patterned_upper": wearing(patterned),
+    }
+
+
+def facts(attributes: Mapping[str, Any], occluder: str) -> dict[str, str]:
+    """Return what `fact_prompts` can tell of one picture: fact -> value, empty where there is nothing to tell.
+
+    Args:
+        attributes: what `Person.attributes` returned.
+        occluder: what covers the person on this picture, of `OBJECTS` or "person"; empty if nothing does.
+    """
+    person = Person(**dict(attributes))
+    bag = person.bag if person.bag != "none" else ""
+    return {
+        "gender": person.gender,
+        "upper": person.upper,
+        "lower": person.lower,
+        "shoes_colour": f"{person.shoes_colour} shoes",
+        "hair_colour": person.hair_colour,
+        "hair_length": person.hair_length,
+        "bag": bag,
+        "headwear": person.headwear if person.headwear != "none" else "",
+        "occluder": occluder,
+        "coloured_upper": f"{person.upper_colour} {person.upper}",
+        "coloured_lower": f"{person.lower_colour} {person.lower}",
+        "coloured_bag": f"{person.bag_colour} {bag}" if bag else "",
+        "patterned_upper": _patterned(person.pattern, person.upper) if person.pattern != "plain" else "",
+    }
 
 
 def attribute_prompts() -> dict[str, dict[str, tuple[str, ...]]]:
@@ -167,6 +232,19 @@ def _upper_words(person: Person, details: bool = True) -> str:
     if person.open_front:
         text = f"open {text}"
     return f"{_article(text)} {text}"
+
+
+def _patterned(pattern: str, upper: str) -> str:
+    return f"{upper} with a {pattern}" if pattern in ("logo", "sash") else f"{pattern} {upper}"
+
+
+def _with_article(name: str) -> str:
+    plural = name.endswith(("shoes", "trousers", "jeans", "shorts", "leggings"))
+    return name if plural else f"{_article(name)} {name}"
+
+
+def _in_front(occluder: str) -> str:
+    return "another person" if occluder == "person" else f"a {occluder}"
 
 
 def _article(word: str) -> str:

@@ -23,6 +23,7 @@ from occreid_jax.train.step import COLUMNS, StageStep
 from occreid_jax.types import Method, Stage
 from occreid_jax.vectors import unit_vectors
 
+FACTS, CLOSED, OPEN = 13, 55, 324  # facts of a picture, and sentences of those with few values and of the others
 CAPTIONS = (4, 32)  # sentences of a picture, and tokens of one
 TRAIN_FACTOR = 3.0  # a backward pass costs twice the forward pass
 
@@ -181,6 +182,7 @@ def made_up(method: Method) -> dict[str, np.ndarray]:
     """Tables of as many random pictures as a method trains on, whatever a stage asks for, and a library of occluders: by name."""
     rng, meta = np.random.default_rng(0), method.meta
     numbers = {"parts": (0, 9), "caption": (1, 100), "occluder_sides": (16, 256)}
+    numbers |= {"facts": (0, CLOSED), "closed_facts": (1, 100), "closed_kinds": (0, FACTS), "open_facts": (1, 100)}
     numbers |= {"camid": (0, meta.cameras), "label": (0, meta.identities)}
     shapes = table_shapes(method)
     whole = {name: each for name, each in shapes.items() if name != MEAN}
@@ -192,15 +194,19 @@ def made_up(method: Method) -> dict[str, np.ndarray]:
 def table_shapes(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of all tables that a stage of a method may ask for, with the default library of occluders: by name."""
     meta, side = method.meta, occluders.SIDE
-    count = meta.images
+    count, library = meta.images, RENDERED + method.config.data.get("occluder_people", 0)
     shapes = {
         "image": ((count, *meta.image_size, 3), np.uint8),
         "parts": ((count, *meta.image_size), np.uint8),
         "caption": ((count, *CAPTIONS), np.int32),
+        "facts": ((count, FACTS), np.int32),
+        "closed_facts": ((CLOSED, CAPTIONS[1]), np.int32),
+        "closed_kinds": ((CLOSED,), np.int32),
+        "open_facts": ((OPEN, CAPTIONS[1]), np.int32),
         "camid": ((count,), np.int32),
         "label": ((count,), np.int32),
-        "occluders": ((RENDERED, side, side * 4), np.uint8),
-        "occluder_sides": ((RENDERED, 2), np.int32),
+        "occluders": ((library, side, side * 4), np.uint8),
+        "occluder_sides": ((library, 2), np.int32),
     }
     if method.localises is not None:
         shapes[MEAN] = ((count, *method.location_grid), np.float32)

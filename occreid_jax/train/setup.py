@@ -23,10 +23,10 @@ from occreid_jax.files import at_home
 from occreid_jax.methods.locations import MEAN
 from occreid_jax.passes import run_pass
 from occreid_jax.train.log import Reporter
-from occreid_jax.train.rendered import caption_table, rendered_library
+from occreid_jax.train.rendered import PROMPTS, caption_table, fact_table, prompt_tables, rendered_library
 from occreid_jax.types import Dataset, Meta, Method, Split
 
-TABLES = ("image", "parts", "caption", MEAN)  # what can be had per picture
+TABLES = ("image", "parts", "caption", "facts", MEAN)  # what can be had per picture
 
 
 @dataclasses.dataclass
@@ -77,20 +77,30 @@ class Setup:
         return self.opened[key]
 
     def shared(self, names: tuple[str, ...]) -> dict[str, np.ndarray]:
-        """The tables that ``Stage.shared`` names: ``occluders`` uint8 [K, S, S * 4] and ``occluder_sides`` int32 [K, 2].
+        """The tables that ``Stage.shared`` names, of one kind: ``occluders`` uint8 [K, S, S * 4] and ``occluder_sides`` int32
+        [K, 2], or the sentences of `prompt_tables`.
 
-        They are those of the library in ``config.data.occluders``, or of the rendered one, which is made on first use. Raises
-        ValueError for another name, `UserError` if the library cannot be used.
+        The occluders are those of the library in ``config.data.occluders``, or of the rendered one, which is made on first use.
+        Raises ValueError for another name, `UserError` if the library cannot be used.
         """
-        if unknown := [name for name in names if name not in occluders.TABLES]:
-            raise ValueError(f"a stage shares the table '{unknown[0]}'; known: {', '.join(occluders.TABLES)}")
-        if names and self.library is None:
-            folder = self.config.data.get("occluders", "")
-            seed = self.config.data.synthetic_seed
-            self.library = occluders.read_library(folder) if folder else rendered_library(self.cache, seed, self.reporter)
-            self.reporter.line(f"occluders: {len(self.library.sides):,} {f'from {folder}' if folder else self.drawn}")
-        tables = dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True)) if names else {}
+        if unknown := [name for name in names if name not in (*occluders.TABLES, *PROMPTS)]:
+            raise ValueError(f"a stage shares the table '{unknown[0]}'; known: {', '.join((*occluders.TABLES, *PROMPTS))}")
+        if not names:
+            return {}
+        tables = prompt_tables() if set(names) <= set(PROMPTS) else self.occluder_tables()
         return {name: tables[name] for name in names}
+
+    def occluder_tables(self) -> dict[str, np.ndarray]:
+        """`occluders.TABLES` of the library, which is opened once."""
+        if self.library is None:
+            data = self.config.data
+            folder, people = data.get("occluders", ""), data.get("occluder_people", 0)  # older runs have none
+            self.library = (
+                occluders.read_library(folder)
+                if folder else rendered_library(self.cache, data.synthetic_seed, self.reporter, people)
+            )  # fmt: skip
+            self.reporter.line(f"occluders: {len(self.library.sides):,} {f'from {folder}' if folder else self.drawn}")
+        return dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True))
 
     @functools.cached_property
     def location_mean(self) -> np.ndarray:
@@ -108,10 +118,11 @@ class Setup:
     @property
     def drawn(self) -> str:
         """What the rendered library is, in words: on photographs nobody should take it for the papers' objects."""
-        told = "rendered objects, as the pictures are"
+        people = self.config.data.get("occluder_people", 0)
+        told = f"rendered objects and people ({people} people)" if people else "rendered objects"
         if self.dataset.truth is None:
-            told = "rendered objects; config.data.occluders names cut-outs of photographs instead (docs/datasets.md)"
-        return told
+            return f"{told}; config.data.occluders names cut-outs of photographs instead (docs/datasets.md)"
+        return f"{told}, as the pictures are"
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, where the dataset has ground truth, the
@@ -129,6 +140,8 @@ class Setup:
         split = getattr(self.dataset, role)
         if name == "caption":
             return caption_table(self.dataset, role, self.config.data.synthetic_seed)
+        if name == "facts":
+            return fact_table(self.dataset, role)
         if name == MEAN:
             return np.broadcast_to(self.location_mean, (len(split), *self.location_mean.shape))
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:

@@ -18,6 +18,8 @@ from occreid_jax.weights.trees import flatten
 
 CARD = "card.json"
 FAMILY, KIND = "tiny_clip", "clip"
+ASSETS = {"tiny": "tiny_clip", "tiny_fine": "tiny_clip_fine"}  # folder of each network's weights
+PARTS = ("visual", "text", "logit_scale")  # of the parameters: what is stored
 
 
 def halved(params: Any) -> Any:
@@ -30,7 +32,7 @@ def write_tiny_clip(
 ) -> Path:
     """Writes ``weights.safetensors`` and ``card.json`` into the folder ``out`` and returns the path of the weights.
 
-    ``params`` has ``visual``, ``text`` and ``logit_scale``; ``grid`` are the rows and columns of the image tower's positions. The
+    ``params`` has `PARTS`; ``grid`` are the rows and columns of the image tower's positions. The
     file is read by `occreid_jax.weights.port.read_ported`, which gives float32. `UserError` if it cannot be written.
     """
     text = params["text"]

@@ -81,7 +81,13 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
     given = tower or given
     for name in [name for name in given if name.rpartition("/")[2] == "pos_embed"]:
         given[name] = resized(np.asarray(given[name]), source_grid, grid)
-    projected = "projection" in flatten(params)
+    target, kernel = flatten(params), "patch_embed/kernel"
+    if kernel in given and kernel in target and len(given[kernel]) != len(target[kernel]):
+        raise UserError(
+            f"the pretrained weights are for patches of {len(given[kernel])} pixels and this encoder cuts {len(target[kernel])}; "
+            "of those that ship, tiny_clip is for 16 (grid=coarse) and tiny_clip_fine for 8 (grid=fine)"
+        )
+    projected = "projection" in target
     if not projected:
         given.pop("projection", None)
     return merge(params, given, skip=r"^camera_embed$", source="pretrained weights")

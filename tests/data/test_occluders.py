@@ -1,6 +1,7 @@
 """Libraries of occluders: the format, every source on made-up inputs, and what is said about unusable ones."""
 
 import collections
+import itertools
 import json
 import subprocess
 import sys
@@ -300,6 +301,30 @@ def test_rendered_occluders(tmp_path):
     library = write_library(tmp_path / "library", things, 32)
     tall = library.sides[:, 0] > 2 * library.sides[:, 1]
     assert {entry.name.split()[0] for entry, high in zip(library.entries, tall, strict=True) if high} == {"pole", "sign"}
+
+
+def test_people_stand_among_the_rendered_objects_if_asked_for():
+    things = list(rendered_occluders(0, quiet, 9, 5))
+    assert [thing.name.split()[0] for thing in things[9:]] == 5 * ["person"]
+    for thing, alone in zip(things, rendered_occluders(0, quiet, 9), strict=False):
+        np.testing.assert_array_equal(thing.pixels, alone.pixels)  # the objects stay what they are
+    people = [thing.pixels for thing in things[9:]]
+    for pixels, other in itertools.pairwise(people):
+        height, width = pixels.shape[:2]
+        assert 190 < height < 250 and height > 1.5 * width
+        solid = pixels[..., 3] == 255
+        assert 0.2 < solid.mean() < 0.9 and (pixels[..., 3] == 0).mean() > 0.1  # a contour, not a box
+        assert len(np.unique(pixels[solid][:, :3], axis=0)) > 5  # skin, hair and clothes in their colours
+        assert pixels.shape != other.shape or (pixels != other).any()
+
+
+def test_people_of_a_library_are_of_the_training_sets():
+    from occreid_jax.synthetic.loose import PASSERS_BY
+    from occreid_jax.synthetic.people import owner, sample_people
+
+    others = sample_people(PASSERS_BY, 60, "train")
+    assert {owner(person) for person in others} == {"train"}
+    assert not {person.outfit() for person in others} & {person.outfit() for person in sample_people(0, 300, "train")}
 
 
 def test_the_command_makes_a_library(tmp_path):

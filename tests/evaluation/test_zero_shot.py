@@ -41,7 +41,25 @@ def test_a_class_is_the_mean_of_its_prompts():
 def test_attribute_accuracy_and_its_majority():
     images = np.stack([EYE[0], EYE[0], EYE[1], EYE[2]])
     found = zero_shot.attribute_accuracy(images, EYE[:3], np.array([0, 0, 1, 0]))
-    assert found == {"pictures": 4, "classes": 3, "accuracy": 75.0, "majority": 75.0}
+    assert found == {
+        "pictures": 4, "classes": 3, "accuracy": 75.0, "majority": 75.0, "chance": 50.0,
+        "balanced": pytest.approx(100 * (2 / 3 + 1) / 2, abs=0.01),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("named", range(3))
+def test_naming_one_class_is_chance_and_may_be_far_below_the_most_frequent(named):
+    labels = np.array(6 * [0] + 3 * [1] + [2])
+    found = zero_shot.attribute_accuracy(np.tile(EYE[named], (10, 1)), EYE[:3], labels)
+    assert found["accuracy"] == (60.0, 30.0, 10.0)[named] and found["majority"] == 60.0
+    assert found["balanced"] == found["chance"] == pytest.approx(100 / 3, abs=0.01)
+
+
+def test_likeness_is_the_mean_cosine_of_pairs():
+    angles = np.array([0.0, 0.3, 1.0])
+    features = np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+    assert zero_shot.likeness(features) == pytest.approx(np.mean(np.cos([0.3, 1.0, 0.7])), rel=1e-6)
+    assert zero_shot.likeness(np.tile(EYE[0], (3, 1))) == 1.0
 
 
 def test_nothing_to_compare_is_an_error():
@@ -50,6 +68,8 @@ def test_nothing_to_compare_is_an_error():
         zero_shot.caption_retrieval(empty, EYE, np.zeros(0, int))
     with pytest.raises(ValueError, match="at least one picture"):
         zero_shot.attribute_accuracy(empty, EYE, np.zeros(0, int))
+    with pytest.raises(ValueError, match="at least two sentences"):
+        zero_shot.likeness(EYE[:1])
 
 
 def test_lines_show_chance_beside_every_figure():
@@ -60,3 +80,4 @@ def test_lines_show_chance_beside_every_figure():
     first, second = zero_shot.lines({"whole": entry})
     assert "R-1 100.0 (chance 25.0)" in first and "mean rank 1.0 (chance 2.5)" in first
     assert "gender" in second and "100.0 %" in second and "most frequent class: 25.0 %" in second
+    assert "mean over classes 100.0 % (chance 25.0 %)" in second

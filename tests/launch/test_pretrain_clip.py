@@ -34,7 +34,8 @@ def micro(root, *more):
 
 
 def test_trains_measures_and_writes(launch, data_root, tmp_path):
-    arguments = micro(data_root, f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}")
+    folders = f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'out'}"
+    arguments = micro(data_root, *folders, "--config.method.facts=55")
     out = launch("pretrain_clip.py", *arguments).fine().out
     assert "captions of 4 unseen people: R-1" in out and "chance 25.0" in out and "upper_colour" in out
     assert "(synthetic-pretrain-occluded/std@1)" in out.splitlines()[-1]
@@ -47,8 +48,18 @@ def test_trains_measures_and_writes(launch, data_root, tmp_path):
     arrays, metadata = read_ported(tmp_path / "out")
     assert metadata["family"] == "tiny_clip" and metadata["grid"] == "4x2"
     np.testing.assert_array_equal(arrays["grid"], [4, 2])
+    assert not any("anchors" in name for name in arrays)  # training alone needs them
     again = launch("pretrain_clip.py", *arguments).fine()
     assert "from step 10 on" in read_json(tmp_path / "out" / "card.json")["note"] and "chance 25.0" in again.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grid", ["coarse", "fine"])
+def test_what_ships_is_measured(launch, data_root, grid):
+    config = f"--config={CONFIGS / 'clip_pretraining.py'}:grid={grid}"
+    out = launch("pretrain_clip.py", config, f"--config.data.root={data_root}", "--measure").fine().out
+    assert "captions of 4 unseen people: R-1" in out and "mean over classes" in out
+    assert "mean cosine between the sentences of a fact: gender" in out.splitlines()[-1]
 
 
 def test_another_method_is_refused(launch, data_root, tmp_path):

@@ -13,7 +13,8 @@ from occreid_jax.data.captions import read_captions
 from occreid_jax.data.readers.synthetic import read
 from occreid_jax.errors import DataError, UserError
 from occreid_jax.losses.contrastive import paired_contrastive
-from occreid_jax.train.rendered import caption_table
+from occreid_jax.methods.clip_pretraining import facts_loss, resample_patches
+from occreid_jax.train.rendered import caption_table, fact_table, prompt_tables
 from occreid_jax.types import Meta
 from occreid_jax.vocabulary import END, tiny_vocabulary
 
@@ -127,6 +128,91 @@ def test_masked_features_see_some_patches_and_whole_ones_all(started):
     assert first.shape == whole.shape and not np.allclose(first, second)
 
 
+# Single facts ---------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_of_facts_is_a_cross_entropy_within_each_kind():
+    rng = np.random.default_rng(4)
+    logits, kinds = rng.normal(size=(3, 7)).astype(np.float32), np.array([0, 0, 0, 1, 1, 2, 2])
+    facts = np.array([[2, 3, -1, 9], [0, -1, -1, 7], [1, 4, 6, -1]], np.int32)  # 7 and on are told elsewhere
+    values = []
+    for row, told in zip(logits, facts, strict=True):
+        for kind, number in enumerate(told):
+            if 0 <= number < 7:
+                alike = row[kinds == kind]
+                values.append(np.log(np.exp(alike).sum()) - row[number])
+    found = facts_loss(jnp.asarray(logits), jnp.asarray(kinds), jnp.asarray(facts))
+    np.testing.assert_allclose(found, np.mean(values), rtol=1e-5)
+    nothing = facts_loss(jnp.asarray(logits), jnp.asarray(kinds), jnp.full((3, 4), -1))
+    assert nothing == 0.0
+
+
+SENTENCES = {name: jnp.asarray(table) for name, table in prompt_tables().items()}
+
+
+@pytest.fixture(scope="module")
+def told(started):
+    """A method that is told facts, its parameters, and the compiled `fact_losses` at scale 2."""
+    method = make(facts=55)
+    params = started[1] | {"anchors": jnp.asarray(np.random.default_rng(7).normal(size=(55, 16)), jnp.float32)}
+    losses = jax.jit(lambda images, facts: method.fact_losses(
+        params, images, jnp.float32(2.0), {"facts": facts} | SENTENCES, jax.random.key(1)))  # fmt: skip
+    return method, params, losses
+
+
+def test_open_facts_are_compared_where_they_are_not_true(told):
+    method, params, losses = told
+    images = np.random.default_rng(5).normal(size=(4, 16)).astype(np.float32)
+    images /= np.linalg.norm(images, axis=1, keepdims=True)
+    facts = np.full((4, 13), -1, np.int32)
+    facts[:, 9] = [60, 61, 60, 70]
+    found = losses(images, facts)
+    texts = method.text_features(params, SENTENCES["open_facts"][facts[:, 9] - 55])
+    wanted, _ = paired_contrastive(jnp.asarray(images), texts, jnp.float32(2.0), facts[:, 9][:, None] == facts[:, 9])
+    np.testing.assert_allclose(found["open_loss"], wanted, rtol=1e-5)
+    assert found["closed_loss"] == 0.0
+    facts[:, 9] = 60
+    np.testing.assert_allclose(losses(images, facts)["open_loss"], 0.0, atol=1e-6)
+
+
+def test_anchors_tell_every_closed_sentence_from_all_others(told):
+    method, params, losses = told
+    texts = np.asarray(method.text_features(params, SENTENCES["closed_facts"]))
+    anchors = np.asarray(params["anchors"])
+    logits = 2.0 * texts @ (anchors / np.linalg.norm(anchors, axis=1, keepdims=True)).T
+    wanted = np.mean(np.log(np.exp(logits).sum(axis=1)) - np.diagonal(logits))
+    found = losses(np.eye(4, 16, dtype=np.float32), np.zeros((4, 13), np.int32))["anchor_loss"]
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
+    assert set(jax.eval_shape(make().init, jax.random.key(0))[0]) == {"visual", "text", "logit_scale"}
+
+
+def test_a_wrong_number_of_facts_is_told():
+    method = make(facts=54)
+    with pytest.raises(UserError, match="config.method.facts is 54, but there are 55 sentences of closed facts; set that"):
+        jax.eval_shape(lambda p, i: method.fact_losses(p, i, 1.0, {"facts": jnp.zeros((2, 13), jnp.int32)} | SENTENCES,
+                                                       jax.random.key(0)),
+                       jax.eval_shape(method.init, jax.random.key(0))[0], jnp.zeros((2, 16)))  # fmt: skip
+
+
+def test_smaller_patches_have_the_embedding_of_the_patch_made_larger():
+    rng = np.random.default_rng(6)
+    kernel, patch = rng.normal(size=(16, 16, 3, 5)).astype(np.float32), rng.random((8, 8, 3)).astype(np.float32)
+    larger = jax.image.resize(patch, (16, 16, 3), "bilinear")
+    wanted = jnp.einsum("ijc,ijcd->d", larger, kernel, precision="highest")
+    np.testing.assert_allclose(np.einsum("ijc,ijcd->d", patch, resample_patches(kernel, 8)), wanted, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(resample_patches(kernel, 16), kernel, atol=1e-6)
+
+
+def test_it_starts_from_a_clip_of_another_grid(started):
+    fine, given = make(stride=8, facts=55), started[1]
+    params = jax.tree.map(lambda leaf: np.ones(leaf.shape, leaf.dtype), jax.eval_shape(fine.init, jax.random.key(0))[0])
+    placed, _ = fine.load_pretrained(params, {}, {"params": given, "grid": np.array([4, 2], np.int32)})
+    np.testing.assert_array_equal(placed["text"]["token_embedding"], given["text"]["token_embedding"])
+    assert placed["visual"]["pos_embed"].shape == (1, 1 + 7 * 3, 32)
+    np.testing.assert_array_equal(placed["visual"]["pos_embed"][:, 0], given["visual"]["pos_embed"][:, 0])
+    np.testing.assert_array_equal(placed["anchors"], params["anchors"])
+
+
 def test_wrong_settings_are_one_line():
     with pytest.raises(UserError, match="config.method.backbone: 'micro_resnet' is no transformer"):
         make(backbone="micro_resnet")
@@ -154,6 +240,22 @@ def test_the_caption_table_has_sentences_of_every_picture(rendered):
         synthetic.caption_variants(picture.attributes, picture.occluder, 0, rendered.train.names[7])))  # fmt: skip
     np.testing.assert_array_equal(table[7], wanted[:, : table.shape[2]])
     assert picture.caption == synthetic.captions(picture.attributes)
+
+
+def test_the_table_of_facts_names_the_sentences_that_are_true(rendered):
+    table, prompts = fact_table(rendered, "train"), prompt_tables()
+    assert table.shape == (30, 13) and table.dtype == np.int32 and len(prompts["closed_facts"]) == 55
+    sentences = [text for values in synthetic.fact_prompts().values() for text in values.values()]
+    vocabulary = tiny_vocabulary()
+    for row, picture in zip(table, read_captions(rendered, "train"), strict=True):
+        assert (row < 0).tolist() == [not value for value in synthetic.facts(picture.attributes, picture.occluder).values()]
+        assert sentences[row[0]] == f"a photo of a {picture.attributes['gender']}"
+        for number in row[row >= 0]:
+            kind = "closed_facts" if number < 55 else "open_facts"
+            rows = prompts[kind][number - (0 if number < 55 else 55)]
+            wanted = vocabulary.rows(vocabulary.tokenize([sentences[number]]))[0]
+            np.testing.assert_array_equal(rows, wanted[: len(rows)])
+            assert number >= 55 or row[prompts["closed_kinds"][number]] == number
 
 
 def test_captions_that_are_not_there_are_one_line(rendered, tmp_path):

@@ -8,6 +8,8 @@ import itertools
 import numpy as np
 import pytest
 
+from occreid_jax.assets import FOLDER
+from occreid_jax.files import read_json
 from occreid_jax.synthetic import DIFFICULTY, SIZES, cameras, generate, sample_people, stream
 
 SEEDS = (0, 1, 2, 3)
@@ -122,3 +124,12 @@ def test_seeds_of_the_pretraining_are_beyond_those_of_a_config():
 def test_no_picture_is_shared(name, streams):
     _, pictures = streams
     assert len(pictures["pretrain"]) > 50 and not pictures["pretrain"] & pictures[name]
+
+
+def test_all_that_ships_was_trained_on_that_set():
+    cards = [read_json(path) for path in FOLDER.glob("*/card.json")]
+    assert len(cards) == 2
+    for card in cards:
+        train = card["data"]["train"]
+        assert (train["identities"], train["images"]) == (PRETRAIN.train_identities, PRETRAIN.train_images)
+        assert train["cameras"] == 6 * len(PRETRAIN.sources.train_cameras) and "data.name" not in card["command"]

@@ -4,6 +4,7 @@ import re
 
 from occreid_jax.data.captions import Described
 from occreid_jax.synthetic import (
+    CLOSED,
     OBJECTS,
     TOPICS,
     VARIANTS,
@@ -11,6 +12,8 @@ from occreid_jax.synthetic import (
     caption_variants,
     caption_within,
     captions,
+    fact_prompts,
+    facts,
     sample_people,
 )
 from occreid_jax.synthetic.sentences import WORDS, length
@@ -78,3 +81,28 @@ def test_a_described_picture_has_what_variants_take():
     person = PEOPLE[0]
     picture = Described(person.attributes(), captions(person), "pole")
     assert len(caption_variants(picture.attributes, picture.occluder, 0, "x")) == VARIANTS
+
+
+def test_a_fact_is_told_of_everybody_it_is_true_of():
+    prompts = fact_prompts()
+    for person in PEOPLE:
+        for occluder in ("", "car", "person"):
+            told = facts(person.attributes(), occluder)
+            assert list(told) == list(prompts) and told["occluder"] == occluder
+            assert all(value in prompts[fact] for fact, value in told.items() if value)
+            assert (told["bag"] == "") == (told["coloured_bag"] == "") == (person.bag == "none")
+            assert (told["patterned_upper"] == "") == (person.pattern == "plain")
+        assert prompts["upper"][told["upper"]] == f"a photo of a person wearing a {person.upper}"
+        assert prompts["coloured_upper"][told["coloured_upper"]].endswith(f"{person.upper_colour} {person.upper}")
+        assert prompts["coloured_lower"][told["coloured_lower"]] in attribute_prompts()["lower_colour"][person.lower_colour]
+        assert prompts["hair_length"][told["hair_length"]] == f"a photo of a person with {person.hair_length} hair"
+    assert prompts["occluder"]["person"] == attribute_prompts()["occluder"]["person"][0]
+    assert prompts["shoes_colour"]["olive shoes"] == "a photo of a person wearing olive shoes"
+
+
+def test_a_fact_tells_nothing_else():
+    texts = [text for values in fact_prompts().values() for text in values.values()]
+    assert len(texts) == len(set(texts))
+    assert [len(values) for values in fact_prompts().values() if len(values) <= CLOSED] == [2, 6, 5, 18, 5, 3, 4, 2, 10]
+    assert "a photo of a person wearing a horizontally striped coat" in texts
+    assert "a photo of a person wearing a dress with a sash" in texts and "a photo of a person carrying a handbag" in texts

@@ -262,7 +262,7 @@ def test_shared_tables_of_the_report_and_unknown_ones(pasting):
     name, rows = samples.augmented(trainer.setup, {}, 2)
     assert name == "main" and [len(row["pictures"]) for row in rows] == [1 + 2 * 2] * 2
     trainer, plan, *_ = pasting(names=("occluders", "ghosts"))
-    with pytest.raises(ValueError, match="shares the table 'ghosts'; known: occluders, occluder_sides"):
+    with pytest.raises(ValueError, match="shares the table 'ghosts'; known: occluders, occluder_sides, closed_facts"):
         trainer.load_tables(plan)
     trainer.setup.config.data.occluders = "absent"
     with pytest.raises(UserError, match="absent: no library of occluders there"):
@@ -273,14 +273,19 @@ def test_the_default_library_is_rendered_once(new_setup, monkeypatch):
     setup = new_setup()
     monkeypatch.setattr(rendered, "RENDERED", 9)
     made = rendered.rendered_occluders
-    monkeypatch.setattr(rendered, "rendered_occluders", lambda seed, task: made(seed, task, 9))
+    monkeypatch.setattr(rendered, "rendered_occluders", lambda seed, task, people: made(seed, task, 9, people))
     told = []
     monkeypatch.setattr(setup.reporter, "line", told.append)
     tables = setup.shared(occluders.TABLES)
     assert told == [f"occluders: 9 {setup.drawn}"] and "config.data.occluders names cut-outs" in told[0]  # photographs
     assert tables["occluders"].shape == (9, occluders.SIDE, occluders.SIDE * 4) and tables["occluder_sides"].dtype == np.int32
+    other = new_setup()
+    other.config.data.occluder_people = 2
+    monkeypatch.setattr(other.reporter, "line", told.append)
+    assert len(other.shared(occluders.TABLES)["occluders"]) == 11
+    assert told[1].startswith("occluders: 11 rendered objects and people (2 people);")
     monkeypatch.setattr(rendered, "rendered_occluders", None)
     again = new_setup()
     np.testing.assert_array_equal(again.shared(("occluders",))["occluders"], tables["occluders"])
-    (folder,) = setup.cache.glob("occluders-0-*")
+    folder, _ = sorted(setup.cache.glob("occluders-0-*"), key=lambda path: "people" in path.name)
     assert sorted(path.name for path in folder.iterdir()) == ["library.json", "pictures.npy"]

@@ -10,7 +10,7 @@ from occreid_jax.nn.clip import clip_size, clip_text, clip_visual
 from occreid_jax.nn.prompt import person_prompt
 from occreid_jax.vocabulary import tiny_vocabulary
 from occreid_jax.weights.port import read_ported
-from occreid_jax.weights.tiny_clip import halved, write_tiny_clip
+from occreid_jax.weights.tiny_clip import ASSETS, halved, write_tiny_clip
 from occreid_jax.weights.trees import flatten, unflatten
 
 IMAGE = (128, 64)
@@ -47,25 +47,30 @@ def test_what_is_written_is_read_as_float32(tmp_path):
     assert read_json(path.parent / "card.json") == {"seed": 3}
 
 
-@pytest.fixture(scope="module")
-def shipped():
-    return read_ported(asset("tiny_clip"))
+SHIPPED = {"tiny": ("tiny_clip", (8, 4)), "tiny_fine": ("tiny_clip_fine", (16, 8))}  # network -> asset and grid
 
 
-def test_the_shipped_weights_fit_the_tiny_network(shipped):
-    arrays, metadata = dict(shipped[0]), shipped[1]
-    assert metadata["kind"] == "clip" and metadata["family"] == "tiny_clip"
-    np.testing.assert_array_equal(arrays.pop("grid"), [8, 4])
-    params = jax.eval_shape(initial("tiny"), jax.random.key(0))
-    shapes = {name: np.shape(value) for name, value in flatten({"params": params}).items()}
-    assert {name: value.shape for name, value in arrays.items()} == shapes
+@pytest.fixture(scope="module", params=SHIPPED)
+def shipped(request):
+    """Name of the network, arrays, metadata."""
+    return request.param, *read_ported(asset(SHIPPED[request.param][0]))
+
+
+def test_the_shipped_weights_fit_their_network(shipped):
+    name, arrays, metadata = shipped[0], dict(shipped[1]), shipped[2]
+    assert metadata["kind"] == "clip" and metadata["family"] == "tiny_clip" and ASSETS[name] == SHIPPED[name][0]
+    np.testing.assert_array_equal(arrays.pop("grid"), SHIPPED[name][1])
+    params = jax.eval_shape(initial(name), jax.random.key(0))
+    shapes = {path: np.shape(value) for path, value in flatten({"params": params}).items()}
+    assert {path: value.shape for path, value in arrays.items()} == shapes
     assert all(np.isfinite(value).all() for value in arrays.values())
-    assert (asset("tiny_clip") / "weights.safetensors").stat().st_size < 8e6
+    assert (asset(ASSETS[name]) / "weights.safetensors").stat().st_size < 6e6
 
 
 def test_the_shipped_text_tower_tells_sentences_apart(shipped):
-    params = unflatten({name: value for name, value in shipped[0].items() if name != "grid"})["params"]
-    vocabulary, (_, text) = tiny_vocabulary(), networks("tiny")
+    name, arrays, _ = shipped
+    params = unflatten({path: value for path, value in arrays.items() if path != "grid"})["params"]
+    vocabulary, (_, text) = tiny_vocabulary(), networks(name)
     told = ["a photo of a person wearing red trousers", "a photo of a person wearing dark red trousers",
             "a photo of a person wearing blue shoes"]  # fmt: skip
     rows = vocabulary.rows(np.concatenate([vocabulary.tokenize(told), person_prompt().ids[None]]))
@@ -75,14 +80,16 @@ def test_the_shipped_text_tower_tells_sentences_apart(shipped):
     assert likeness[0, 1] > likeness[0, 2] and likeness[~np.eye(4, dtype=bool)].max() < 0.999
 
 
-def test_the_card_shows_chance_beside_every_figure():
-    card = read_json(asset("tiny_clip") / "card.json")
+@pytest.mark.parametrize("name", SHIPPED)
+def test_the_card_shows_chance_beside_every_figure(name):
+    card = read_json(asset(ASSETS[name]) / "card.json")
     assert card["command"].startswith("python launch/pretrain_clip.py") and "synthetic" in card["what"]
     assert {"seed", "versions", "steps", "pictures_seen", "seconds", "cpu_seconds"} <= set(card)
+    assert card["data"]["train"] == {"images": 24000, "identities": 3000, "cameras": 24} and card["synthetic_seed"] == 0
     for kind in ("whole", "occluded"):
         captions = card["zero_shot"][kind]["captions"]
         assert captions["captions"] == 200 and captions["rank1"] > 3 * captions["chance_rank1"]
         assert captions["mean_rank"] < 0.5 * captions["chance_mean_rank"]
-        for name in ("upper_colour", "lower_colour"):
-            entry = card["zero_shot"][kind]["attributes"][name]
+        for attribute in ("upper_colour", "lower_colour"):
+            entry = card["zero_shot"][kind]["attributes"][attribute]
             assert entry["accuracy"] > 2 * entry["majority"]

@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 
 from occreid_jax.errors import UserError
 from occreid_jax.weights.read import read_weights
-from occreid_jax.weights.trees import flatten, merge, unflatten
+from occreid_jax.weights.trees import flatten, merge, merge_encoder, unflatten
 
 PARAMS = {"a": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}, "classifier": {"kernel": jnp.zeros((3, 5))}}
 
@@ -53,3 +53,12 @@ def test_reading_safetensors(tmp_path):
     (tmp_path / "z.pth").write_bytes(b"\x80\x02")
     with pytest.raises(UserError, match="must be a .safetensors file"):
         read_weights(tmp_path / "z.pth")
+
+
+def test_weights_for_patches_of_another_size_are_told():
+    params = {"patch_embed": {"kernel": jnp.zeros((8, 8, 3, 4))}}
+    weights = {"patch_embed": {"kernel": np.zeros((16, 16, 3, 4), np.float32)}}
+    told = r"for patches of 16 pixels and this encoder cuts 8; of those that ship, .* tiny_clip_fine for 8 \(grid=fine\)"
+    with pytest.raises(UserError, match=told) as error:
+        merge_encoder(params, weights, (16, 8))
+    assert "\n" not in str(error.value)
