@@ -64,8 +64,13 @@ class Encoded(NamedTuple):
     whole: Array  # [B, D] the global feature
     parts: Array  # [B, P, D] means of the stripes' tokens
     scores: Array  # [B, P] how much of each stripe is seen, as OEM says; ones without it
-    weights: Array  # [B, P] what the stripes are multiplied with: these scores, or another source's; at least ``least_weight``
+    given: Array | None  # [B, P] what the stripes are multiplied with, where it is not these scores
     cls_logits: Array | None  # [B, heads, 1 + N] what the last block's cls token looks at; None unless asked for
+
+    @property
+    def weights(self) -> Array:
+        """[B, P] what the stripes are multiplied with."""
+        return self.scores if self.given is None else self.given
 
     @property
     def erased(self) -> Array:
@@ -212,9 +217,10 @@ class FED(MethodBase):
         whole = out.tokens[:, 0 if self.settings.global_token == "cls" else 1]
         parts = part_pool(out.tokens[:, 1:], self.settings.parts)
         scores = self.oem.apply({"params": params["oem"]}, parts) if self.settings.oem else jnp.ones(parts.shape[:2])
-        weights, least = scores if location is None else location[..., 0], self.settings.get("least_weight", 0.0)
-        weights = least + (1 - least) * weights if least else weights
-        return Encoded(whole, parts, scores, weights, out.cls_logits)
+        given, least = None if location is None else location[..., 0], self.settings.get("least_weight", 0.0)
+        if least:
+            given = least + (1 - least) * (scores if given is None else given)
+        return Encoded(whole, parts, scores, given, out.cls_logits)
 
     def after_necks(
         self, params: Params, statistics: Params, parts: Array, train: bool = False, second: bool = False
