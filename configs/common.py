@@ -28,7 +28,7 @@ TINY = {"coarse": "clip_tiny", "fine": "clip_tiny_fine"}
 """The backbone of each grid whose weights ship with the package."""
 SHIPPED = {"clip_tiny": "tiny_clip", "clip_tiny_fine": "tiny_clip_fine"}
 """The weights of each backbone that has some; docs/tiny_clip.md."""
-EPOCHS = {  # of small encoders, by their start; on the fine grid a step takes four times as long and the start is better
+EPOCHS = {  # of small encoders, by their start; on the fine grid a step costs three times as much and the start is better
     "tiny_clip": {"demo": 20, "small": 8}, "tiny_clip_fine": {"demo": 12, "small": 6}, "nothing": {"demo": 30, "small": 12},
 }  # fmt: skip
 TWIN_EPOCHS = {  # for twins
