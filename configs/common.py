@@ -89,8 +89,8 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     config.seed = 0
     config.dtype = "auto"  # float32 | bfloat16; auto is bfloat16 on accelerators and float32 on CPUs
     # Of image transformers (occreid_jax/nn/attention.py): auto is cuDNN's fused attention in bfloat16 on GPUs that have it, whose
-    # gradients add up in no fixed order; on TPUs the class token apart from 128 or 256 patches; XLA's everywhere else. xla is
-    # XLA's everywhere, apart that of TPUs
+    # gradients add up in no fixed order; on TPUs the class token apart from 128 or 256 patches, with 32 pictures a chip or more;
+    # XLA's everywhere else. xla is XLA's everywhere, apart what TPUs get
     config.attention = "auto"
     config.data = dict(
         name=arg.dataset,

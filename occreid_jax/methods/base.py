@@ -56,6 +56,8 @@ class MethodBase:
         self.dtype = compute_dtype(config.dtype)
         choice = config.get("attention", "auto")  # older runs do not name it
         self.attention = attention.for_platform(choice, jax.default_backend())
+        devices = config.get("mesh", {}).get("devices", 0) or jax.device_count()
+        self.apart_rows = attention.APART_ROWS * devices
         values = flatten({"method": to_dict(self.settings)})
         check_numbers(values, NUMBERS)
         check_ranges(values, [(f"method.{key}", least, most) for key, least, most in self.ranges])
@@ -247,6 +249,7 @@ class MethodBase:
             remat=settings.remat,
             dtype=self.dtype,
             attention_kernel=self.attention,
+            apart_rows=self.apart_rows,
         )
         try:
             if name.startswith(CLIP):

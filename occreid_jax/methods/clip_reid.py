@@ -66,7 +66,7 @@ class ClipReID(PromptLearning):
         cameras = self.meta.cameras if settings.camera else 0
         return clip.clip_visual(
             settings.backbone, image_size, settings.stride, cameras, settings.camera_scale,
-            remat=settings.remat, dtype=self.dtype, attention_kernel=self.attention,
+            remat=settings.remat, dtype=self.dtype, attention_kernel=self.attention, apart_rows=self.apart_rows,
         )  # fmt: skip
 
     # Stages -----------------------------------------------------------------------------------------------------------

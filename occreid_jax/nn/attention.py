@@ -13,8 +13,9 @@ import numpy as np
 Array = jax.Array
 CHOICES = ("auto", "xla", "apart")
 """What ``config.attention`` may be: "auto" as `attend` chooses and on TPUs apart, "xla" never a fused kernel, "apart" XLA's with
-the class token apart from the patches wherever `goes_apart` says so."""
+the class token apart from the patches wherever `goes_apart` says so, in methods for `APART_ROWS` pictures a device or more."""
 LINE = 128  # numbers of a TPU's line; an axis that is one longer takes two
+APART_ROWS = 32  # pictures of a chip from which "apart" pays: by the compiler's estimates it costs more below 12 to 24
 WIDEST_HEAD = 128  # of cuDNN's kernel on every GPU that has one
 
 
@@ -41,9 +42,10 @@ def for_platform(choice: str, platform: str) -> str:
     return "apart" if choice == "auto" and platform == "tpu" else choice
 
 
-def goes_apart(choice: str, patches: int) -> bool:
-    """Whether an encoder of so many patches keeps its class token apart: asked for, and the patches alone fill whole lines."""
-    return choice == "apart" and patches > 0 and patches % LINE == 0
+def goes_apart(choice: str, patches: int, rows: int = 0, least_rows: int = 0) -> bool:
+    """Whether an encoder of so many patches keeps its class token apart for a batch of ``rows`` pictures: asked for, the patches
+    alone fill whole lines, and the batch has ``least_rows`` or more."""
+    return choice == "apart" and patches > 0 and patches % LINE == 0 and rows >= least_rows
 
 
 def attend_apart(

@@ -181,6 +181,7 @@ class ViT(nn.Module):
     projection_width: int = 0  # E of the output projection; 0: none
     clip_values: bool = False
     attention_kernel: str = "auto"  # a choice of `occreid_jax.nn.attention.attend`
+    apart_rows: int = 0  # pictures of a batch, on all devices together, from which "apart" is so
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -270,7 +271,7 @@ class ViT(nn.Module):
     def goes_apart(self, x: Array) -> bool:
         """Whether the blocks see the class token of ``x`` [B, T, D] apart from the patches (`occreid_jax.nn.attention`)."""
         plain = not (self.extra_tokens or self.dropout or self.attention_dropout)
-        return plain and goes_apart(self.attention_kernel, x.shape[1] - 1)
+        return plain and goes_apart(self.attention_kernel, x.shape[1] - 1, len(x), self.apart_rows)
 
     def finish(self, x: Array) -> Array:
         """Final LayerNorm, float32."""

@@ -20,6 +20,7 @@ COPIES = ("copy", "transpose", "reshape", "convert", "fusion", "pad", "concatena
 COPIED = {"caption": "of the pretraining on rendered pictures alone: 12 MB where there are 24,000"}
 LOOPS: tuple[str, ...] = ()  # scopes of loops that may stay: none
 PARTLY = r"^text/pos_embed$"  # parameters of which only some rows have a gradient: those of as many tokens as sentences have
+THIRDS = r"attn/qkv/kernel$"  # parameters that may be summed in three pieces: class token apart (`occreid_jax.nn.attention`)
 # Parameters whose gradients may be summed more than once, and how often more. DPM's prototypes are compared as they are, as unit
 # vectors, and squared under masks, in float32 products of 751 identities: 2 MB each beside 200 MB of the encoder.
 AGAIN = {"prototypes/weight": 2}
@@ -71,12 +72,14 @@ def gradients_once(text: Text, facts: Facts) -> list[str]:
     """As many numbers of gradients are summed over the chips as parameters move: none twice, none left out.
 
     What has no more numbers than four of the longest vectors is passed over: biases and norms are little, the backward pass of
-    batch normalisation sums others beside them, and a table of eight cameras is summed as one of ten rows.
+    batch normalisation sums others beside them, and a table of eight cameras is summed as one of ten rows. So are the pieces of
+    `THIRDS` where they are as small, which may then be missing.
     """
     vectors = [shape[0] for shape in (facts.trained | facts.statistics).values() if len(shape) == 1]
     few = 4 * max(vectors, default=0)
     sizes = {path: math.prod(shape) for path, shape in facts.trained.items() if math.prod(shape) > few}
     trained, partly = sum(sizes.values()), sum(size for path, size in sizes.items() if re.search(PARTLY, path))
+    partly += sum(size for path, size in sizes.items() if re.search(THIRDS, path) and size // 3 <= few)
     most = trained + sum(AGAIN.get(path, 0) * size for path, size in sizes.items())
     found = sum(each.size for kind, each, scope in sent(text) if each.size > few and is_gradient(kind, each, scope, facts))
     told = f"{found:,} numbers of gradients are summed over the chips, but {trained:,} move"

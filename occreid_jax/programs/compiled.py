@@ -54,10 +54,11 @@ class Program(NamedTuple):
 
 
 def open_method(config, images: int, identities: int, cameras: int, devices: Devices) -> Method:
-    """The method of ``config`` for a training set of that size. Its dtype "auto" becomes bfloat16, in place: chips are meant; and
-    its attention what "auto" means on these."""
+    """The method of ``config`` for a training set of that size and for these chips. They take the place of "auto" in it: its
+    dtype becomes bfloat16, its attention and the number of devices theirs, in place."""
     if config.dtype == "auto":
         config.dtype = "bfloat16"
+    config.mesh.devices = devices.count
     config.attention = attention.for_platform(config.attention, devices.mesh.devices.flat[0].platform)
     return methods.create(config, Meta(identities, cameras, tuple(config.data.image_size), images))
 

@@ -227,6 +227,15 @@ def test_when_an_encoder_goes_apart(monkeypatch, settings, expected):
     encoder = vit.ViT(vit.Size(32, 2, 2), (32, 32), 16, 16, attention_kernel="apart", **settings)
     assert encoder.goes_apart(jnp.zeros((1, 5, 32))) is expected
     assert encoder.goes_apart(jnp.zeros((1, 6, 32))) is False  # 5 patches
+    assert encoder.clone(apart_rows=2).goes_apart(jnp.zeros((1, 5, 32))) is False
+
+
+def test_methods_go_apart_where_a_device_has_pictures_enough():
+    settings = importlib.import_module("configs.baseline").get_config("pretrained=false")
+    for devices, expected in ((2, 64), (0, 32 * jax.device_count())):
+        settings.mesh.devices = devices
+        method = methods.create(settings, Meta(4, 2, (128, 64), 16))
+        assert attention.APART_ROWS == 32 and method.backbone.apart_rows == expected
 
 
 def test_what_auto_means():
@@ -234,4 +243,5 @@ def test_what_auto_means():
     assert attention.for_platform("xla", "tpu") == "xla"
     assert attention.goes_apart("apart", 128) and attention.goes_apart("apart", 256)
     assert not any(attention.goes_apart(*case) for case in (("apart", 210), ("apart", 0), ("auto", 128)))
+    assert attention.goes_apart("apart", 128, 256, 256) and not attention.goes_apart("apart", 128, 255, 256)
     assert CHOICES["attention"] == attention.CHOICES

@@ -14,6 +14,7 @@ import pytest
 
 from configs import common
 from occreid_jax import methods
+from occreid_jax.nn import attention
 from occreid_jax.programs import checks, compiled, hlo, topologies
 
 REASON = "libtpu, the compiler of TPUs, is not installed: pip install -e '.[tpu]'"
@@ -37,12 +38,18 @@ def opened(name: str):
 
 
 CASES = [(name, stage) for name in sorted(methods.NAMES) for stage in opened(name).stages]
+APART = [("baseline", "main"), ("fed", "main")]  # also with the class token apart, as with more pictures for each chip
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason=REASON)
-@pytest.mark.parametrize(("name", "stage"), CASES, ids=["-".join(case) for case in CASES])
-def test_a_step_on_four_chips(name, stage):
+@pytest.mark.parametrize(
+    ("name", "stage", "apart_rows"),
+    [pytest.param(*case, 32, id="-".join(case)) for case in CASES]
+    + [pytest.param(*case, 1, id="-".join((*case, "apart"))) for case in APART],
+)
+def test_a_step_on_four_chips(monkeypatch, name, stage, apart_rows):
+    monkeypatch.setattr(attention, "APART_ROWS", apart_rows)
     config, devices = opened(name), topologies.open_topology(TOPOLOGY)
     preset = common.DATASETS[config.data.name]
     method = compiled.open_method(config, IMAGES, preset["identities"], preset["cameras"], devices)
