@@ -50,7 +50,7 @@ class ClipPretraining(MethodBase):
             self.size = clip_size(settings.backbone)
             self.visual = clip_visual(
                 settings.backbone, meta.image_size, settings.stride, from_scratch=settings.from_scratch, dtype=self.dtype,
-                attention_kernel=self.attention,
+                attention_kernel=self.attention, apart_rows=self.apart_rows,
             )  # fmt: skip
             self.text = clip_text(settings.backbone, len(tiny_vocabulary()), dtype=self.dtype)
         except ValueError as error:
