@@ -174,6 +174,7 @@ class Stub:
     """Mean brightness as feature; its map is the picture's redness, a mask and a number stand beside it."""
 
     evaluation_inputs = ("image",)
+    comparisons = ()
 
     def __init__(self, maps: bool):
         self.maps, self.shapes = maps, set()
