@@ -31,11 +31,8 @@ def main() -> None:
     from occreid_jax.assets import FOLDER
     from occreid_jax.errors import UserError
     from occreid_jax.evaluation import zero_shot
-    from occreid_jax.files import check_unheld
-    from occreid_jax.train.folder import check_workdir, claim_workdir
     from occreid_jax.train.log import Reporter
-    from occreid_jax.train.loop import Stopped, Trainer
-    from occreid_jax.train.setup import banner, open_setup
+    from occreid_jax.train.loop import Stopped, open_trainer
     from occreid_jax.weights.tiny_clip import ASSETS, FAMILY, PARTS, halved, write_tiny_clip
 
     distributed.initialise()
@@ -47,13 +44,8 @@ def main() -> None:
     reporter = Reporter()
     if MEASURE.value:
         return measure_shipped(config, reporter)
-    check_workdir(workdir, config)
-    distributed.in_lead(lambda: check_unheld(workdir))
-    setup = open_setup(config, reporter)
-    for line in banner(setup, workdir):
-        reporter.line(line)
-    trainer = Trainer(setup, workdir)
-    claim_workdir(workdir, config, setup.meta)
+    trainer = open_trainer(config, workdir, reporter)
+    setup = trainer.setup
     before = trainer.checkpoints.last_step() or 0
     try:
         evaluation = trainer.run()

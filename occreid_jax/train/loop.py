@@ -45,8 +45,14 @@ class Stopped(Exception):
 
 
 def train(config: Any, workdir: Path, reporter: Reporter) -> tuple[Trainer, Evaluation]:
-    """A run from its config: begun in ``workdir``, or taken up where it stopped. Raises `Stopped` after a signal, and `UserError`
-    if the folder holds another run or the data or settings cannot be used."""
+    """A run from its config to its end. Raises `Stopped` after a signal, and what `open_trainer` raises."""
+    trainer = open_trainer(config, workdir, reporter)
+    return trainer, trainer.run()
+
+
+def open_trainer(config: Any, workdir: Path, reporter: Reporter) -> Trainer:
+    """A run from its config, at its beginning in ``workdir`` or where it stopped there. Raises `UserError` if the folder holds
+    another run or the data or settings cannot be used."""
     check_workdir(workdir, config)  # before a dataset is rendered for nothing
     distributed.in_lead(lambda: check_unheld(workdir))
     setup = open_setup(config, reporter)
@@ -54,7 +60,7 @@ def train(config: Any, workdir: Path, reporter: Reporter) -> tuple[Trainer, Eval
         reporter.line(line)
     trainer = Trainer(setup, workdir)
     claim_workdir(workdir, config, setup.meta)
-    return trainer, trainer.run()
+    return trainer
 
 
 class Trainer:
