@@ -21,6 +21,7 @@ def get_config(arg: str = ""):
         name="clip_pretraining",
         backbone=common.TINY[arg.grid].removeprefix("clip_"),  # of occreid_jax/nn/clip.py
         stride=patch,
+        registers=0,  # learned tokens beside the patches that only the encoder's blocks see
         # Sentences of the facts with few values, all of which every picture is compared with; 0: captions alone
         facts=55 if fine else 0,
         closed_weight=4.0,  # of that comparison in the loss

@@ -34,6 +34,7 @@ def get_config(arg: str = ""):
         stride=arg.stride or patch,  # ViT only; 12 is the paper's OLP
         camera=arg.camera,  # one learned vector per camera on the cls token (SIE); ViT only
         camera_scale=1.0,
+        registers=0,  # learned tokens beside the patches that only the encoder's blocks see; ViT only
         remat=False,
         text=arg.text,  # False: one stage, no prompts, no text (the CLIP baseline)
         words=4,  # learned for every identity

@@ -155,6 +155,7 @@ def encoder(arg: ml_collections.ConfigDict, config: ml_collections.ConfigDict) -
         dropout=0.0,
         attention_dropout=0.0,
         positions=True,
+        registers=0,  # learned tokens beside the patches that only the encoder's blocks see
         from_scratch=not full_size and backbone not in SHIPPED,  # initial values for learning without pretrained weights
         remat=False,
     )

@@ -101,6 +101,7 @@ def get_config(arg: str = ""):
         dropout=0.0,
         attention_dropout=0.0,
         positions=True,
+        registers=0,  # learned tokens beside the patches that only the encoder's blocks see
         from_scratch=small and not is_clip,
         remat=False,
         text=arg.text and is_clip and not predecessor,  # prompts, and anchors made of them

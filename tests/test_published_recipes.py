@@ -66,7 +66,7 @@ def stage(name: str, epochs: int, *parts: dict, **optimisers: dict) -> dict:
 
 ENCODER = {
     "backbone": "base", "patch": 16, "stride": 16, "camera_scale": 3.0, "drop_path": 0.1, "dropout": 0.0,
-    "attention_dropout": 0.0, "positions": True, "from_scratch": False,
+    "attention_dropout": 0.0, "positions": True, "from_scratch": False, "registers": 0,
 }  # fmt: skip
 BASELINE = ENCODER | HALF | {
     "camera": False, "label_smoothing": 0.0, "identity_loss": "softmax", "margin": None, "triplet_feature": "before",
@@ -80,7 +80,7 @@ ONE_STAGE = stage("main", 120, GROUPS_OF_4, PICTURES, optimizer=SGD)
 CLIP_REID = {
     "backbone": "vit_b16", "stride": 16, "camera": False, "camera_scale": 1.0, "text": True, "words": 4, "held_out": 0.0,
     "label_smoothing": 0.1, "margin": 0.3, "identity_weight": 0.25, "triplet_weight": 1.0, "image_text_weight": 1.0,
-    "test_feature": "before",
+    "test_feature": "before", "registers": 0,
 } | HALF  # fmt: skip
 CLIP_VIT = ADAM | {"learning_rate": 5e-6, "bias_factor": 2.0} | steps(30, 50, factor=0.1)
 CLIP_RN50 = ADAM | {"learning_rate": 3.5e-4, "bias_factor": 2.0, "weight_decay": 5e-4, "bias_weight_decay": 5e-4}
@@ -166,7 +166,7 @@ SELECTION = {  # SPT: budget 0.3 with weight 50, overlap 0.1; triplet and smooth
 DPM_PP = HALF | below("transfer", TRANSFER) | below("selection", SELECTION) | {
     "location.train": "learned",
     "backbone": "clip_vit_b16", "patch": 16, "stride": 12, "camera": True, "camera_scale": 1.0, "camera_tokens": "cls",
-    "drop_path": 0.0, "text": True, "words": 4, "held_out": 0.0, "anchor_weight": 1.0, "anchor_epochs": 0,
+    "registers": 0, "drop_path": 0.0, "text": True, "words": 4, "held_out": 0.0, "anchor_weight": 1.0, "anchor_epochs": 0,
     "anchor_logits": "product", "prototype_start": "xavier", "identity_weight": 1.0, "label_smoothing": 0.1,
     "masked_weight": 1.0, "masked_smoothing": 0.0, "masked_feature": "after", "unit_mask": False,
     "triplet_weight": 1.0, "margin": 0.3, "clip_reid_heads": False, "mask": True, "mask_levels": [2, 4, 10, 12],

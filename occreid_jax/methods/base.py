@@ -26,6 +26,7 @@ CLIP = "clip_"  # what the name of a backbone begins with if it is the image tow
 ENCODER_RANGES = (
     ("patch", 1, None),
     ("stride", 1, None),
+    ("registers", 0, None),
     ("drop_path", 0, 1),
     ("*dropout", 0, 1),
     ("*smoothing", 0, 1),
@@ -245,6 +246,7 @@ class MethodBase:
             dropout=settings.dropout,
             attention_dropout=settings.attention_dropout,
             positions=settings.positions,
+            registers=settings.get("registers", 0),  # older runs have none
             from_scratch=settings.from_scratch,
             remat=settings.remat,
             dtype=self.dtype,
@@ -278,5 +280,6 @@ def with_statistics(extra: Extra, **changed: Params) -> Extra:
 def encoder_flops(encoder: vit.ViT) -> float:
     """Floating-point operations of one image's forward pass through ``encoder``, its projection of all tokens included."""
     return vit.forward_flops(
-        encoder.size, encoder.image_size, encoder.patch, encoder.stride, encoder.extra_tokens, encoder.projection_width
-    )
+        encoder.size, encoder.image_size, encoder.patch, encoder.stride, encoder.extra_tokens, encoder.projection_width,
+        encoder.registers,
+    )  # fmt: skip

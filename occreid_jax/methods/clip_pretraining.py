@@ -50,7 +50,7 @@ class ClipPretraining(MethodBase):
             self.size = clip_size(settings.backbone)
             self.visual = clip_visual(
                 settings.backbone, meta.image_size, settings.stride, from_scratch=settings.from_scratch, dtype=self.dtype,
-                attention_kernel=self.attention, apart_rows=self.apart_rows,
+                attention_kernel=self.attention, apart_rows=self.apart_rows, registers=settings.get("registers", 0),
             )  # fmt: skip
             self.text = clip_text(settings.backbone, len(tiny_vocabulary()), dtype=self.dtype)
         except ValueError as error:
@@ -204,8 +204,9 @@ def facts_loss(logits: Array, kinds: Array, facts: Array) -> Array:
 
 
 def some_patches(visual: vit.ViT, images: Array, kept: Array) -> Array:
-    """The projected cls token float32 [B, E] from the patches whose rows int32 [B, K] are ``kept``."""
-    x = visual.assemble(visual.embed_patches(images))
-    x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:], kept[..., None], axis=1)], axis=1)
+    """The projected cls token float32 [B, E] from the patches whose rows int32 [B, K] are ``kept``, and all registers."""
+    patches = visual.embed_patches(images)
+    x, last = visual.assemble(patches), 1 + patches.shape[1]
+    x = jnp.concatenate([x[:, :1], jnp.take_along_axis(x[:, 1:last], kept[..., None], axis=1), x[:, last:]], axis=1)
     x, _, _ = visual.blocks(x, True)
     return visual.project(visual.finish(x[:, :1]))[:, 0]

@@ -67,6 +67,7 @@ class ClipReID(PromptLearning):
         return clip.clip_visual(
             settings.backbone, image_size, settings.stride, cameras, settings.camera_scale,
             remat=settings.remat, dtype=self.dtype, attention_kernel=self.attention, apart_rows=self.apart_rows,
+            registers=settings.get("registers", 0),  # older runs have none
         )  # fmt: skip
 
     # Stages -----------------------------------------------------------------------------------------------------------

@@ -35,6 +35,9 @@ class TransReID(Baseline):
         settings, encoder = self.settings, self.backbone
         if not settings.jpm:
             return
+        if encoder.registers:
+            told = "the jigsaw module regroups every token behind the first; set registers=0 or jpm=False"
+            raise UserError(f"config.method.registers is {encoder.registers}, but {told}")
         self.branches = 1 + settings.parts
         rows, columns = encoder.grid
         if rows * columns < settings.parts:

@@ -155,8 +155,9 @@ class ViT(nn.Module):
     as large, with which a small encoder learns from nothing in minutes, where the originals start tiny and rely on pretraining.
 
     Methods that change tokens on the way call `embed_patches`, `assemble`, `blocks`, `finish` and `project` one by one; `trunk`
-    is the first three in a row, `from_patches` all but the first and ``__call__`` all. Blocks that are never called have no
-    parameters. To run a network with cameras as if it had none, ``clone(cameras=0)`` takes the same parameters.
+    is the first three in a row, `from_patches` all but the first and ``__call__`` all; registers stand behind the patches until
+    `from_patches` takes them away. Blocks that are never called have no parameters. To run a network with cameras as if it had
+    none, ``clone(cameras=0)`` takes the same parameters.
     """
 
     size: Size
@@ -167,6 +168,7 @@ class ViT(nn.Module):
     camera_scale: float = 3.0
     camera_tokens: str = "all"  # or "cls": that token only, and before the positions
     extra_tokens: int = 0
+    registers: int = 0  # learned tokens behind the patches that only the blocks see (Darcet et al., ICLR 2024)
     drop_path: float = 0.0
     dropout: float = 0.0  # after the positions, the attention's projection and both layers of the MLP
     attention_dropout: float = 0.0
@@ -208,6 +210,8 @@ class ViT(nn.Module):
             self.projection = self.param("projection", trunc_normal(size.width**-0.5), shape)
         if self.extra_tokens:
             self.part_tokens = self.param("part_tokens", trunc_normal(), (1, self.extra_tokens, size.width))
+        if self.registers:
+            self.register_tokens = self.param("register_tokens", trunc_normal(stddev), (1, self.registers, size.width))
         if self.cameras:
             self.camera_embed = self.param("camera_embed", trunc_normal(), (self.cameras, size.width))
         self.block = [self.make_block(self.drop_path * i / max(size.depth - 1, 1), f"block_{i:02d}") for i in range(size.depth)]
@@ -225,9 +229,9 @@ class ViT(nn.Module):
         return self.patch_embed(images)
 
     def assemble(self, patches: Array, camids: Array | None = None) -> Array:
-        """Patch tokens -> [cls; extra; patches] + positions (+ camera), normalised if ``pre_norm``, [B, 1 + extra + N, D].
+        """Patch tokens -> [cls; extra; patches; registers] + positions (+ camera), normalised if ``pre_norm``, [B, T, D].
 
-        Extra tokens get no position: a learned token plus a learned constant would be the same thing twice.
+        Extra tokens and registers get no position: a learned token plus a learned constant would be the same thing twice.
         ``camids`` int32 [B] as `camera_vectors` takes them; a ValueError without them where the encoder has cameras.
         """
         batch = patches.shape[0]
@@ -248,6 +252,8 @@ class ViT(nn.Module):
             pieces = [pieces[0] + positions[:, :1], pieces[1] + positions[:, 1:]]
         if self.extra_tokens:
             pieces.insert(1, expand(self.part_tokens))
+        if self.registers:
+            pieces.append(expand(self.register_tokens))
         x = jnp.concatenate(pieces, axis=1)
         if self.cameras and self.camera_tokens == "all":
             x = x + camera
@@ -270,7 +276,7 @@ class ViT(nn.Module):
 
     def goes_apart(self, x: Array) -> bool:
         """Whether the blocks see the class token of ``x`` [B, T, D] apart from the patches (`occreid_jax.nn.attention`)."""
-        plain = not (self.extra_tokens or self.dropout or self.attention_dropout)
+        plain = not (self.extra_tokens or self.registers or self.dropout or self.attention_dropout)
         return plain and goes_apart(self.attention_kernel, x.shape[1] - 1, len(x), self.apart_rows)
 
     def finish(self, x: Array) -> Array:
@@ -300,8 +306,14 @@ class ViT(nn.Module):
     def from_patches(
         self, patches: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
     ) -> ViTOutput:
-        """What ``__call__`` does after `embed_patches`, for methods that change the patch tokens [B, N, D] first."""
+        """What ``__call__`` does after `embed_patches`, for methods that change the patch tokens [B, N, D] first.
+
+        Registers have done their work after the last block: nothing that is given back has them.
+        """
         x, taps, cls_logits = self.blocks(self.assemble(patches, camids), train, 0, None, return_cls_logits)
+        if self.registers:
+            x, cls_logits = x[:, : -self.registers], None if cls_logits is None else cls_logits[..., : -self.registers]
+            taps = tuple(tap[:, : -self.registers] for tap in taps)
         tokens = self.finish(x)
         return ViTOutput(tokens, taps, cls_logits, self.project(tokens) if self.projection_width else None)
 
@@ -351,10 +363,11 @@ def embedding_flops(size: Size, image_size: tuple[int, int], patch: int, stride:
 
 
 def forward_flops(
-    size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0, projection_width: int = 0
-) -> float:
+    size: Size, image_size: tuple[int, int], patch: int, stride: int, extra_tokens: int = 0, projection_width: int = 0,
+    registers: int = 0,
+) -> float:  # fmt: skip
     """Floating-point operations (2 per multiply-add) of one image's forward pass, attention included, norms left out."""
     rows, columns = grid_size(image_size, patch, stride)
     tokens = 1 + extra_tokens + rows * columns
     ends = embedding_flops(size, image_size, patch, stride) + 2.0 * tokens * size.width * projection_width
-    return ends + size.depth * block_flops(size, tokens)
+    return ends + size.depth * block_flops(size, tokens + registers)

@@ -16,6 +16,7 @@ from occreid_jax.nn.vit import resize_positions
 from occreid_jax.vocabulary import tiny_vocabulary
 
 IMAGE, TEXT, STATISTICS = "params/visual/", "params/text/", "extra/batch_stats/visual/"  # of a whole CLIP
+REGISTERS = "register_tokens"  # of an encoder that has some
 SHOWN = 5  # names an error message lists before it counts the rest
 
 
@@ -73,7 +74,8 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
 
     ``weights`` are an encoder's own paths, or those of a whole CLIP, of which the image tower is taken. They may carry ``grid``
     int [2], the rows and columns their positions stand for; without it the grid is taken as square. Camera embeddings are this
-    dataset's own and keep their initial values; CLIP's projection is left out where the encoder has none.
+    dataset's own and keep their initial values, and so do registers that the weights have none of; CLIP's projection is left out
+    where the encoder has none.
     """
     given = flatten(weights)
     source_grid = given.pop("grid", None)
@@ -87,10 +89,13 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
             f"the pretrained weights are for patches of {len(given[kernel])} pixels and this encoder cuts {len(target[kernel])}; "
             "of those that ship, tiny_clip is for 16 (grid=coarse) and tiny_clip_fine for 8 (grid=fine)"
         )
+    trained, asked = (each[REGISTERS].shape[1] if REGISTERS in each else 0 for each in (given, target))
+    if trained and trained != asked:
+        raise UserError(f"the pretrained weights have {trained} registers; set config.method.registers={trained}, it is {asked}")
     projected = "projection" in target
     if not projected:
         given.pop("projection", None)
-    return merge(params, given, skip=r"^camera_embed$", source="pretrained weights")
+    return merge(params, given, skip=rf"^(camera_embed|{REGISTERS})$", source="pretrained weights")
 
 
 def resized(positions: np.ndarray, source_grid: Any, grid: tuple[int, int]) -> np.ndarray:

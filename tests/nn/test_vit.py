@@ -47,6 +47,33 @@ def test_extra_tokens_and_camera():
     assert count - plain == 9 * 32 + 6 * 32
 
 
+def test_registers_take_part_in_the_blocks_and_in_nothing_else():
+    """They stand behind the patches with no position; what is given back is that of the other tokens."""
+    model = vit.ViT(vit.SIZES["micro"], (32, 16), 8, 8, registers=3)
+    images = jax.random.normal(jax.random.key(1), (2, 32, 16, 3))
+    variables = model.init(jax.random.key(0), images)
+    variables["params"]["register_tokens"] = jax.random.normal(jax.random.key(2), (1, 3, 32))
+    output = model.apply(variables, images, None, False, True)
+
+    def by_hand(model, images):
+        x = model.assemble(model.embed_patches(images))
+        plain = model.clone(registers=0, parent=None)
+        others = {name: value for name, value in variables["params"].items() if name != "register_tokens"}
+        expected = plain.apply({"params": others}, images, method=lambda m, x: m.assemble(m.embed_patches(x)))
+        behind = jnp.broadcast_to(variables["params"]["register_tokens"], (2, 3, 32))
+        chex.assert_trees_all_equal(x, jnp.concatenate([expected, behind], axis=1))
+        x, taps, logits = model.blocks(x, return_cls_logits=True)
+        return model.finish(x), taps, logits
+
+    tokens, taps, logits = model.apply(variables, images, method=by_hand)
+    chex.assert_shape(tokens, (2, 1 + 8 + 3, 32))
+    chex.assert_trees_all_close(output.tokens, tokens[:, :9], atol=1e-6)
+    chex.assert_trees_all_close(output.taps, tuple(tap[:, :9] for tap in taps), atol=1e-6)
+    chex.assert_trees_all_close(output.cls_logits, logits[..., :9], atol=1e-6)
+    flops = [vit.forward_flops(model.size, (32, 16), 8, 8, **tokens) for tokens in ({"registers": 3}, {"extra_tokens": 3})]
+    assert flops[0] == flops[1]
+
+
 def test_camera_vector_is_added_to_every_token():
     model = vit.ViT(vit.SIZES["micro"], (32, 16), 16, 16, cameras=3, camera_scale=3.0)
     images = jax.random.normal(jax.random.key(1), (2, 32, 16, 3))

@@ -62,3 +62,17 @@ def test_weights_for_patches_of_another_size_are_told():
     with pytest.raises(UserError, match=told) as error:
         merge_encoder(params, weights, (16, 8))
     assert "\n" not in str(error.value)
+
+
+def test_registers_start_anew_where_the_weights_have_none_and_are_never_lost():
+    positions = np.zeros((1, 9, 4), np.float32)
+    weights = {"pos_embed": positions + 1, "grid": np.array([4, 2])}
+    own = np.full((1, 3, 4), 7.0, np.float32)
+    merged = merge_encoder({"pos_embed": positions, "register_tokens": own}, weights, (4, 2))
+    np.testing.assert_array_equal(merged["register_tokens"], own)
+    np.testing.assert_array_equal(merged["pos_embed"], positions + 1)
+    trained = weights | {"register_tokens": own + 1}
+    merged = merge_encoder({"pos_embed": positions, "register_tokens": own}, trained, (4, 2))
+    np.testing.assert_array_equal(merged["register_tokens"], own + 1)
+    with pytest.raises(UserError, match="have 3 registers; set config.method.registers=3, it is 0"):
+        merge_encoder({"pos_embed": positions}, trained, (4, 2))
