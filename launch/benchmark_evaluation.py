@@ -17,6 +17,11 @@ and the plain evaluation stands beside it instead of numpy's; a sample of the di
 
     python launch/benchmark_evaluation.py --masked --size=market
 
+With ``--visible`` every picture has a feature of the whole and eight of its parts, of which a random half is visible, and
+pictures are compared by what both show (OGFR); the rest is as with ``--masked``::
+
+    python launch/benchmark_evaluation.py --visible --size=market
+
 Printed: wall seconds (compilation included), CPU seconds of all threads, and the peak memory beyond what the process held once
 imports were done and the features were made. The load average tells how busy the machine was before.
 """
@@ -40,7 +45,8 @@ SIZES = {
     "small": (200, 1_000, 100, 50, 6),
 }
 REFERENCE_ROWS = 256  # queries per block of the numpy evaluation
-SAMPLE = 16, 400  # queries and gallery images whose masked distances are compared with the direct formula
+SAMPLE = 16, 400  # queries and gallery images whose distances by masks or parts are compared with the direct formula
+PARTS = 8  # of a picture's features with --visible, beside that of the whole
 
 
 def make_features(size: str, dim: int, separation: float, seed: int = 0) -> dict[str, np.ndarray]:
@@ -138,12 +144,13 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
     labels = data["query_pids"], data["gallery_pids"], data["query_camids"], data["gallery_camids"]
     features = data["query"], data["gallery"]
     settings = PRESETS.get(arguments.rerank)
-    if kind == "masked":
-        distance, masked = masked_distance(), with_masks(features)
+    if kind in OTHER_DISTANCES:
+        distance, richer, direct = OTHER_DISTANCES[kind]
+        distance, features = distance(), richer(features)
 
     def our_blocks():
-        if kind == "masked":
-            return evaluation.blocks(distance, *masked, arguments.block_rows)
+        if kind in OTHER_DISTANCES:
+            return evaluation.blocks(distance, *features, arguments.block_rows)
         if settings:
             return rerank_blocks(evaluation.euclidean, *features, **settings, block_rows=arguments.block_rows)
         return evaluation.blocks(evaluation.euclidean, *features, arguments.block_rows)
@@ -159,7 +166,7 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
         return numpy_blocks(*features)
 
     before, wall, cpu = peak_megabytes(), time.perf_counter(), time.process_time()
-    if kind in ("evaluation", "masked"):
+    if kind != "reference":
         numbers = from_result(evaluation.rank_metrics_blocks(our_blocks(), *labels))
     else:
         numbers = reference_metrics(their_blocks(), *labels)
@@ -173,8 +180,10 @@ def measure(kind: str, arguments: argparse.Namespace, connection) -> None:
     if kind == "reference":  # the same distances through both evaluations must give the same numbers; after the clock has stopped
         again = from_result(evaluation.rank_metrics_blocks(their_blocks(), *labels))
         figures["identical"] = all(np.array_equal(ours, theirs) for ours, theirs in zip(again, numbers, strict=True))
-    if kind == "masked":
-        figures["difference"] = direct_difference(distance, *masked)
+    if kind in OTHER_DISTANCES:
+        sample = [{name: values[np.linspace(0, len(values) - 1, count).astype(int)] for name, values in side.items()}
+                  for side, count in zip(features, SAMPLE, strict=True)]  # fmt: skip
+        figures["difference"] = float(np.abs(np.asarray(distance(*sample)) - direct(*sample)).max())
     connection.send(figures)
 
 
@@ -197,19 +206,54 @@ def with_masks(features: tuple[np.ndarray, np.ndarray]) -> tuple[dict, dict]:
     return {"feature": query, "mask": masks}, {"feature": gallery}
 
 
-def direct_difference(distance, query: dict, gallery: dict) -> float:
-    """Largest difference, on a sample, from the formula with one masked gallery per query in float64."""
-    rows, columns = (np.linspace(0, len(side["feature"]) - 1, count).astype(int)
-                     for side, count in zip((query, gallery), SAMPLE, strict=True))  # fmt: skip
-    part = {name: values[rows] for name, values in query.items()}, {name: values[columns] for name, values in gallery.items()}
-
-    def unit(x: np.ndarray) -> np.ndarray:
-        return x / np.linalg.norm(x, axis=-1, keepdims=True)
-
-    feature, mask, other = (x.astype(np.float64) for x in (part[0]["feature"], part[0]["mask"], part[1]["feature"]))
+def masked_directly(query: dict, gallery: dict) -> np.ndarray:
+    """The formula of DPM++ with one masked gallery per query, float64 [Q, G]."""
+    feature, mask, other = (x.astype(np.float64) for x in (query["feature"], query["mask"], gallery["feature"]))
     seen = unit(mask[:, None] * unit(other)[None])
-    direct = 2 - 2 * np.einsum("qd,qgd->qg", unit(feature), seen)
-    return float(np.abs(np.asarray(distance(*part)) - direct).max())
+    return 2 - 2 * np.einsum("qd,qgd->qg", unit(feature), seen)
+
+
+def visible_distance():
+    """The distance of OGFR."""
+    from occreid_jax import evaluation
+
+    return evaluation.visibility_weighted
+
+
+def with_parts(features: tuple[np.ndarray, np.ndarray]) -> list[dict]:
+    """Query and gallery features as OGFR gives them: those of the parts are the whole's with its entries in another order, and
+    half of the parts are visible."""
+    rng, sides = np.random.default_rng(1), []
+    for feature in features:
+        parts = np.empty((len(feature), PARTS, feature.shape[1]), np.float32)
+        for part in range(PARTS):  # one after the other: a stack of copies would hide the memory that is measured later
+            parts[:, part] = np.roll(feature, part + 1, axis=1)
+        visible = (rng.random((len(feature), PARTS)) < 0.5).astype(np.float32)
+        sides.append({"global": feature, "parts": parts, "visible": visible})
+    return sides
+
+
+def visible_directly(query: dict, gallery: dict) -> np.ndarray:
+    """The formula of OGFR with every difference of two vectors, float64 [Q, G]."""
+
+    def apart(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+        one, other = unit(one.astype(np.float64)), unit(other.astype(np.float64))
+        return np.stack([np.linalg.norm(row - other, axis=-1) for row in one])
+
+    shared = query["visible"][:, None].astype(np.float64) * gallery["visible"][None]
+    parts = np.stack([apart(query["parts"][:, part], gallery["parts"][:, part]) for part in range(PARTS)], axis=-1)
+    return (apart(query["global"], gallery["global"]) + (shared * parts).sum(axis=-1)) / (shared.sum(axis=-1) + 1)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+# kind -> what gives its distance, what gives its features from plain ones, the formula written out
+OTHER_DISTANCES = {
+    "masked": (masked_distance, with_masks, masked_directly),
+    "visible": (visible_distance, with_parts, visible_directly),
+}
 
 
 def from_result(result) -> tuple[np.ndarray, ...]:
@@ -260,6 +304,7 @@ def main() -> None:
         help="re-rank first, with these k1, k2 and lambda (default 20,6,0.3)",
     )
     parser.add_argument("--masked", action="store_true", help="the gallery seen through a mask of every query, beside plain")
+    parser.add_argument("--visible", action="store_true", help="compared by the parts that both pictures show, beside plain")
     parser.add_argument("--reference", action="store_true", default=True, help="run the numpy evaluation too (default)")
     parser.add_argument("--noreference", dest="reference", action="store_false", help="leave the numpy evaluation out")
     arguments = parser.parse_args()
@@ -268,15 +313,16 @@ def main() -> None:
     if arguments.rerank:
         print(f"k-reciprocal re-ranking, k1, k2, lambda = {arguments.rerank}")
     print("load average {:.2f} {:.2f} {:.2f}".format(*os.getloadavg()), flush=True)
-    if arguments.masked and arguments.rerank:
-        parser.error("--masked and --rerank are measured apart; give one of them")
+    others = [kind for kind in OTHER_DISTANCES if getattr(arguments, kind)]
+    if len(others) + bool(arguments.rerank) > 1:
+        parser.error("--masked, --visible and --rerank are measured apart; give one of them")
     ours = run("evaluation", arguments)
-    if arguments.masked:
-        masked = run("masked", arguments)
-        ratios = [f"{name} {masked[name] / ours[name]:.2f}" for name in ("wall", "cpu", "megabytes")]
-        print(f"masked to plain: {', '.join(ratios)}")
-        print(f"{SAMPLE[0]} x {SAMPLE[1]} distances beside the direct formula: largest difference {masked['difference']:.1e}")
-    elif arguments.reference:
+    for kind in others:
+        other = run(kind, arguments)
+        ratios = [f"{name} {other[name] / ours[name]:.2f}" for name in ("wall", "cpu", "megabytes")]
+        print(f"{kind} to plain: {', '.join(ratios)}")
+        print(f"{SAMPLE[0]} x {SAMPLE[1]} distances beside the direct formula: largest difference {other['difference']:.1e}")
+    if arguments.reference and not others:
         theirs = run("reference", arguments)
         print(f"same distances through both: {'all numbers identical' if theirs['identical'] else 'NUMBERS DIFFER'}")
         names = ("CMC", "AP", "INP")

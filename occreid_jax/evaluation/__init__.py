@@ -6,6 +6,7 @@ Public:
 * `RankMetrics`, `QUERY_RECORD`: their result; `WRONG`, `RIGHT`, `JUNK`: the flags of its ranked lists,
 * `normalize`, `euclidean`: the usual features and distance,
 * `blocks`: any distance function, block by block,
+* `visibility_weighted`: the distance of pictures by the parts that both show,
 * `k_reciprocal`, `rerank_blocks`: k-reciprocal re-ranking of features, and of any method's distance,
 * `average_query_expansion`: features averaged with those of their nearest neighbours,
 * `score_shown`, `score_map`, `auroc`, `person_cells`, `covered_shares`: what a method looks at, against ground truth.
@@ -29,6 +30,7 @@ from occreid_jax.evaluation.metrics import (
 )
 from occreid_jax.evaluation.rerank import k_reciprocal, rerank_blocks
 from occreid_jax.evaluation.selection import auroc, covered_shares, person_cells, score_map, score_shown
+from occreid_jax.evaluation.visible_parts import visibility_weighted
 
 __all__ = [
     "JUNK",
@@ -49,4 +51,5 @@ __all__ = [
     "rerank_blocks",
     "score_map",
     "score_shown",
+    "visibility_weighted",
 ]
