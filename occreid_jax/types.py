@@ -24,7 +24,8 @@ Batch = Mapping[str, Array]
 * ``valid``  bool [B], False for rows that only pad the batch.
 
 Training batches also hold ``label`` int32 [B] (0 .. identities - 1). A stage may name more tables in ``Stage.inputs``, for
-example ``parts`` uint8 [B, H, W] (body-part labels, see `occreid_jax.data.parsing`).
+example ``parts`` uint8 [B, H, W] (body-part labels, see `occreid_jax.parts`) and ``parsed`` bool [B], which says whether a
+picture has such labels at all: ``parts`` is 0 where it has none.
 """
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from occreid_jax.distributed import Devices
+from occreid_jax.parts import flip_parts
 from occreid_jax.passes import run_pass
 from occreid_jax.types import Features, Method
 
@@ -24,7 +25,8 @@ def make_embed(method: Method, devices: Devices, role: str, flip: bool = False, 
         features = function(params, extra, method.transform(batch), role)
         if not flip:
             return features
-        mirrored = {name: x[:, :, ::-1] if name in ("image", "parts") else x for name, x in batch.items()}
+        mirrored = batch | {"image": batch["image"][:, :, ::-1]}
+        mirrored |= {"parts": flip_parts(batch["parts"][:, :, ::-1])} if "parts" in batch else {}
         other = function(params, extra, method.transform(mirrored), role)
         return jax.tree.map(lambda a, b: (a + b) / 2, features, other)
 

@@ -126,11 +126,14 @@ def source(label: str, setup: Setup, params: Any, extra: Any, rows: np.ndarray, 
     batch = {"label": setup.labels[rows], "camid": setup.camids("train")[rows], "index": rows, "valid": valid}
     shape = (len(rows), *setup.meta.image_size)
     abstract = batch | {"image": jax.ShapeDtypeStruct((*shape, 3), np.uint8)}
-    abstract |= {"parts": jax.ShapeDtypeStruct(shape, np.uint8)} if truth else {}
+    labels = {"parts": jax.ShapeDtypeStruct(shape, np.uint8), "parsed": jax.ShapeDtypeStruct(shape[:1], np.bool_)}
+    asked = {name for stage in method.stages() for name in stage.inputs} | ({"parts"} if truth else set())
+    labels = {name: each for name, each in labels.items() if name in asked}
+    abstract |= labels
     found = []
     if jax.eval_shape(arrays, params, extra, abstract, key):
-        columns = setup.columns("train", ("image", "parts") if truth else ("image",), setup.config.data.train_filter)
-        batch |= {name: np.ascontiguousarray(columns[name][rows]) for name in ("image", "parts") if name in columns}
+        columns = setup.columns("train", ("image", *labels), setup.config.data.train_filter)
+        batch |= {name: np.ascontiguousarray(columns[name][rows]) for name in ("image", *labels)}
         found = jax.device_get(jax.jit(arrays)(params, extra, batch, key))
     return Source(label, dict(zip(names, found, strict=True)), tuple(settings.mean), tuple(settings.std))
 

@@ -13,7 +13,7 @@ from occreid_jax.report.pictures import data_uri, denormalise
 from occreid_jax.train.setup import MEAN, Setup
 from occreid_jax.types import Split, Stage
 
-TABLES = ("image", "parts", MEAN)  # what `Setup.columns` gives for stages of pictures
+TABLES = ("image", "parts", "parsed", MEAN)  # what `Setup.columns` gives for stages of pictures
 RANKS = 10  # gallery pictures shown of every list
 RANKED_HEIGHT = 192  # pixels; keeps the file small when pictures are 256 pixels high
 WORDS = {RIGHT: "right", WRONG: "wrong", JUNK: "junk"}

@@ -181,7 +181,7 @@ def measure_train(method: Method, stage: Stage, tables: dict[str, np.ndarray], d
 def made_up(method: Method) -> dict[str, np.ndarray]:
     """Tables of as many random pictures as a method trains on, whatever a stage asks for, and a library of occluders: by name."""
     rng, meta = np.random.default_rng(0), method.meta
-    numbers = {"parts": (0, 9), "caption": (1, 100), "occluder_sides": (16, 256)}
+    numbers = {"parts": (0, 9), "parsed": (1, 2), "caption": (1, 100), "occluder_sides": (16, 256)}
     numbers |= {"facts": (0, CLOSED), "closed_facts": (1, 100), "closed_kinds": (0, FACTS), "open_facts": (1, 100)}
     numbers |= {"camid": (0, meta.cameras), "label": (0, meta.identities)}
     shapes = table_shapes(method)
@@ -198,6 +198,7 @@ def table_shapes(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
     shapes = {
         "image": ((count, *meta.image_size, 3), np.uint8),
         "parts": ((count, *meta.image_size), np.uint8),
+        "parsed": ((count,), np.bool_),
         "caption": ((count, *CAPTIONS), np.int32),
         "facts": ((count, FACTS), np.int32),
         "closed_facts": ((CLOSED, CAPTIONS[1]), np.int32),

@@ -26,7 +26,7 @@ from occreid_jax.train.log import Reporter
 from occreid_jax.train.rendered import PROMPTS, caption_table, fact_table, prompt_tables, rendered_library
 from occreid_jax.types import Dataset, Meta, Method, Split
 
-TABLES = ("image", "parts", "caption", "facts", MEAN)  # what can be had per picture
+TABLES = ("image", "parts", "parsed", "caption", "facts", MEAN)  # what can be had per picture
 
 
 @dataclasses.dataclass
@@ -142,6 +142,8 @@ class Setup:
             return caption_table(self.dataset, role, self.config.data.synthetic_seed)
         if name == "facts":
             return fact_table(self.dataset, role)
+        if name == "parsed":
+            return np.ones(len(split), bool)  # the renderer labels every picture
         if name == MEAN:
             return np.broadcast_to(self.location_mean, (len(split), *self.location_mean.shape))
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:
@@ -210,7 +212,7 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
 def check_truth(method: Method, dataset: Dataset, training: bool) -> None:
     """Raises `UserError` if a method asks for ground truth, at test time or in ``training``, that a dataset does not have."""
     inputs = set(method.evaluation_inputs).union(*(stage.inputs for stage in method.stages() if training))
-    if dataset.truth is None and inputs & {"parts", MEAN}:
+    if dataset.truth is None and inputs & {"parts", "parsed", MEAN}:
         locates = method.localises is not None and "location" in method.config.method
         remedy = "set config.method.location to learned or random" if locates else "set config.method.person_mask=False"
         told = "has no body-part labels, which this config asks for: only synthetic sets have"

@@ -33,6 +33,22 @@ def test_batches_and_devices_do_not_change_features(opened):
     np.testing.assert_allclose(embed(setup, params, extra, columns["gallery"], 20, eight), whole, atol=1e-5)
 
 
+def test_flipping_exchanges_left_and_right_in_labels():
+    """A mirrored picture's left arm is on the other side, and called right."""
+    parts = np.zeros((2, 2, 4), np.uint8)
+    parts[:, 0, 0], parts[:, 1, 3] = 2, 16 | 5
+
+    class Shown:
+        transform = staticmethod(lambda batch: batch)
+        embed = staticmethod(lambda params, extra, batch, role: batch["parts"].astype("float32"))
+
+    columns = {"image": np.zeros((2, 2, 4, 3), np.uint8), "parts": parts, "camid": np.zeros(2, np.int32)}
+    both = embed_split(Shown(), {}, {}, columns, "query", 2, distributed.devices(1), flip=True)
+    expected = np.zeros((2, 2, 4), np.uint8)
+    expected[:, 0, 3], expected[:, 1, 0] = 3, 16 | 6
+    np.testing.assert_array_equal(both, (parts + expected.astype(np.float32)) / 2)
+
+
 def test_flipping_averages_both_views(opened):
     setup, params, extra, columns = opened
     mirrored = columns["gallery"] | {"image": np.asarray(columns["gallery"]["image"])[:, :, ::-1]}

@@ -56,6 +56,7 @@ def raw_batch(count: int = 8) -> dict:
     return {
         "image": jnp.asarray(rng.integers(0, 256, (count, *META.image_size, 3), np.uint8)),
         "parts": jnp.asarray(rng.integers(0, 9, (count, *META.image_size), np.uint8)),
+        "parsed": jnp.arange(count) % 4 > 0,
         "caption": jnp.asarray(rng.integers(1, 100, (count, 4, 12), np.int32)),
         "camid": jnp.asarray(rng.integers(0, 3, count).astype(np.int32)),
         "label": jnp.asarray(np.repeat(np.arange(count // 4), 4).astype(np.int32)),
