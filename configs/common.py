@@ -105,6 +105,8 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         test_filter="bilinear",
         resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
         occluders="",  # folder of a library of occluders (launch/prepare_data.py occluders); empty: a rendered one
+        parsing="",  # folder of body-part labels for methods that read them; empty: the renderer's; none: no labels at all
+        parsing_format="auto",  # auto | fields (BPBreID's .npy) | label_map (.png, our numbers) | lip | atr (theirs)
         occluder_people=0,  # people in the rendered library, beside its 540 objects
     )
     config.mesh = dict(

@@ -38,7 +38,7 @@ def main() -> None:
     from occreid_jax.evaluation.evaluate import evaluate
     from occreid_jax.files import read_json
     from occreid_jax.train.log import Reporter
-    from occreid_jax.train.records import write_evaluation
+    from occreid_jax.train.records import write_evaluation, write_unparsed
 
     distributed.initialise()
     reporter = Reporter()
@@ -55,6 +55,7 @@ def main() -> None:
         evaluation.results["untrained_mAP"] = read_json(untrained)["mAP"] if out == workdir and untrained.exists() else None
         out.mkdir(parents=True, exist_ok=True)
         write_evaluation(out, evaluation, setup.dataset)
+        write_unparsed(out, setup.unparsed())
         reporter.line(f"written: {out / 'results.json'}")
     for line in (*evaluation.compared, *evaluation.doubts, evaluation.summary):
         reporter.line(line)

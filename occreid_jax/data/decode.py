@@ -85,7 +85,7 @@ def decode_image(
                 raise
             return decoded._replace(kind=", ".join(filter(None, (decoded.kind, _DAMAGED))))
     except Exception as error:  # decoders raise almost any type on damaged bytes (OSError, SyntaxError, struct.error, zlib.error)
-        return Decoded(None, problem=_reason(error))
+        return Decoded(None, problem=reason(error))
 
 
 def _tried(*arguments: Any) -> Decoded | None:
@@ -164,7 +164,7 @@ def decode_parts(path: Path | str, image_size: tuple[int, int]) -> Decoded:
             labels = labels.resize((image_size[1], image_size[0]), Image.Resampling.NEAREST)
         return Decoded(np.asarray(labels), size=size)
     except Exception as error:  # as above
-        return Decoded(None, problem=_reason(error))
+        return Decoded(None, problem=reason(error))
 
 
 def _to_rgb(image: Image.Image, data: bytes, deep: bool, bits: int) -> tuple[Image.Image | None, str]:
@@ -190,7 +190,8 @@ def _upper(values: np.ndarray, bits: int) -> np.ndarray:
     return np.minimum(values >> (bits - 8), 255).astype(np.uint8)
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What an error says of a file, in a few words and without its path."""
     if isinstance(error, Image.UnidentifiedImageError):
         return "not an image"
     if isinstance(error, FileNotFoundError):

@@ -19,7 +19,7 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,7 +126,7 @@ def build_parts_table(
       DataError: the set has no ground truth, or as `build_table`.
     """
     if dataset.truth is None:
-        raise DataError(f"{dataset.name} has no body-part labels: only synthetic sets have")
+        raise DataError(f"{dataset.name} has no ground truth: only synthetic sets have")
     split = getattr(dataset, split_name)
     height, width = image_size
     paths = [dataset.truth / Path(name).with_suffix(".png") for name in split.names]
@@ -134,14 +134,42 @@ def build_parts_table(
     return _build(split, paths, (height, width), "nearest", decode, Path(cache), progress)
 
 
+def build_labels_table(
+    split: Split,
+    paths: Sequence[Path | None],
+    decode: Callable[..., Decoded],
+    words: str,
+    image_size: tuple[int, int],
+    cache: Path | str,
+    progress: Progress | None = None,
+) -> Table:
+    """Body-part labels that lie in files beside a split's pictures, ``images`` uint8 [N, H, W]; 0 where ``paths`` has None.
+
+    ``decode(path, image_size=...)`` and ``words`` are those of `occreid_jax.data.labels.Parsing`. The table's key holds every
+    label file's size and time, so that other labels make another table. Raises `DataError` as `build_table`.
+    """
+    height, width = image_size
+    nothing = Decoded(np.zeros((height, width), np.uint8))
+    read = functools.partial(_decode_or, nothing=nothing, decode=functools.partial(decode, image_size=(height, width)))
+    return _build(split, list(paths), (height, width), words, read, Path(cache), progress, "files of body-part labels")
+
+
+def _decode_or(path: Path | None, nothing: Decoded, decode: Callable[[Path], Decoded]) -> Decoded:
+    if path is None:
+        return nothing
+    decoded = decode(path)
+    return decoded._replace(problem=f"{path.name}: {decoded.problem}") if decoded.problem else decoded
+
+
 def _build(
     split: Split,
-    paths: list[Path],
+    paths: list[Path | None],
     row_shape: tuple[int, ...],
     resize_filter: str,
     decode: Callable[[Path], Decoded],
     cache: Path,
     progress: Progress | None,
+    what: str = "images",
 ) -> Table:
     if not paths:
         raise DataError(f"no images under {split.root}: there is nothing to make a table of")
@@ -159,7 +187,7 @@ def _build(
                     f"the table of {len(paths):,} images needs {needed / 1e9:.2f} GB but {cache} has {free / 1e9:.2f} GB free: "
                     "make room or choose another cache folder"
                 )
-            _write(folder, split.names, paths, shape, resize_filter, decode, progress)
+            _write(folder, split.names, paths, shape, resize_filter, decode, progress, what)
         except OSError as error:
             full = error.errno in FULL
             remedy = "make room or choose another cache folder" if full else "choose a cache folder that can be written"
@@ -173,9 +201,12 @@ def _build(
     return Table(images, split.pids, split.camids, split.names, folder, index["sha256"], tuple(index["notes"]))
 
 
-def _key(names: tuple[str, ...], paths: list[Path], row_shape: tuple[int, ...], resize_filter: str) -> str:
+def _key(names: tuple[str, ...], paths: list[Path | None], row_shape: tuple[int, ...], resize_filter: str) -> str:
     stamps, missing = [], []
     for name, path in zip(names, paths, strict=True):
+        if path is None:
+            stamps.append((name, -1, -1))
+            continue
         try:
             facts = os.stat(path)
             stamps.append((name, facts.st_size, facts.st_mtime_ns))
@@ -201,11 +232,12 @@ def _opened(folder: Path, shape: tuple[int, ...]) -> dict | None:
 def _write(
     folder: Path,
     names: tuple[str, ...],
-    paths: list[Path],
+    paths: list[Path | None],
     shape: tuple[int, ...],
     resize_filter: str,
     decode: Callable[[Path], Decoded],
     progress: Progress | None,
+    what: str,
 ) -> None:
     temporary = folder.with_name(f"{folder.name}.tmp-{socket.gethostname()}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -232,7 +264,7 @@ def _write(
             os.fsync(file.fileno())
         if problems:
             raise DataError(
-                f"{len(problems):,} of {len(paths):,} images cannot be used: {listed(problems, 20)}; "
+                f"{len(problems):,} of {len(paths):,} {what} cannot be used: {listed(problems, 20)}; "
                 "replace or remove these files"
             )
         index = {

@@ -82,13 +82,13 @@ def evaluate(
     ``columns`` maps "query" and "gallery" to their tables, ``settings`` is ``config.evaluation``. ``task(description, total)``
     gives a context manager that takes progress calls. With ``selection``, `Method.comparisons` are ranked too, and what the
     method attends to in queries is scored against the dataset's ground truth, if both exist; ``columns["query"]`` must then hold
-    ``parts`` uint8 [N, H, W], and ``columns["train"]`` may, for reference. Raises `UserError` if features are not finite or
-    nothing can be matched.
+    ``truth`` uint8 [N, H, W], body-part labels, and ``columns["train"]`` may, for reference. Raises `UserError` if features are
+    not finite or nothing can be matched.
     """
     started = time.monotonic()
-    # Ground truth is for the scores below: a method sees it only if it asks for it.
+    # Ground truth is for the scores below: no method sees it under this name.
     own = {
-        role: {name: table for name, table in tables.items() if name != "parts" or name in method.evaluation_inputs}
+        role: {name: table for name, table in tables.items() if name != "truth"}
         for role, tables in columns.items()
         if role != "train"
     }
@@ -117,7 +117,7 @@ def evaluate(
         results["comparisons"] = comparisons(method, beside, dataset)
     if selection and dataset.truth is not None:
         shown = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
-        results["selection"] = score_shown(shown, columns["query"]["parts"], columns.get("train", {}).get("parts"))
+        results["selection"] = score_shown(shown, columns["query"]["truth"], columns.get("train", {}).get("truth"))
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics, mean_cosine(features))

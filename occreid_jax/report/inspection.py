@@ -44,7 +44,7 @@ def inspect(setup: Setup, params: Any, extra: Any) -> Inspection | None:
     records = read_truth(dataset, "query") if dataset.truth is not None else None
     rows = choose_rows(records, len(dataset.query), SHOWN, setup.config.seed)
     inputs = tuple(setup.method.evaluation_inputs)
-    wanted = ("image", *inputs, *(("parts",) if records else ()))
+    wanted = ("image", *inputs, *(("truth",) if records else ()))
     columns = setup.columns("query", tuple(dict.fromkeys(wanted)), setup.config.data.test_filter)
     names = ("camid", *inputs)
     function = jax.jit(lambda params, extra, batch: setup.method.inspect(params, extra, setup.method.transform(batch)))
@@ -55,12 +55,12 @@ def inspect(setup: Setup, params: Any, extra: Any) -> Inspection | None:
     shown = run(rows)
     if not any(True for _ in each_map(shown, 0)):
         return None
-    visible = visible_person(np.asarray(columns["parts"][rows])) if records else None
+    visible = visible_person(np.asarray(columns["truth"][rows])) if records else None
     cards = [
         card(setup, columns, shown, place, int(row), records, None if visible is None else visible[place])
         for place, row in enumerate(rows)
     ]
-    shares, measured = ([], 0) if visible is None else measure(run, columns["parts"], rows, shown, visible)
+    shares, measured = ([], 0) if visible is None else measure(run, columns["truth"], rows, shown, visible)
     return Inspection(cards, shares, measured, visible is not None, records is not None)
 
 
@@ -135,7 +135,7 @@ def card(
         uri = data_uri(overlay(picture, values))
         pictures.append({"uri": uri, "alt": f"{label} over query {name}", "caption": label, "share": 100 * share})
     if visible is not None:
-        covering = (np.asarray(columns["parts"][row]) & OCCLUDED) > 0
+        covering = (np.asarray(columns["truth"][row]) & OCCLUDED) > 0
         uri = data_uri(truth_overlay(picture, visible, covering))
         alt = f"visible person in query {name}, from the renderer"
         pictures.append({"uri": uri, "alt": alt, "caption": "truth", "share": 100 * float(visible.mean())})

@@ -28,7 +28,7 @@ from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.folder import check_workdir, claim_workdir
 from occreid_jax.train.log import MetricsFile, Reporter
 from occreid_jax.train.plan import Plan, Position, StagePlan, make_plan
-from occreid_jax.train.records import write_evaluation
+from occreid_jax.train.records import write_evaluation, write_unparsed
 from occreid_jax.train.setup import Setup, banner, open_setup
 from occreid_jax.train.start import initial_model
 from occreid_jax.train.state import TrainState
@@ -60,6 +60,8 @@ def open_trainer(config: Any, workdir: Path, reporter: Reporter) -> Trainer:
         reporter.line(line)
     trainer = Trainer(setup, workdir)
     claim_workdir(workdir, config, setup.meta)
+    if distributed.is_lead():
+        write_unparsed(workdir, setup.unparsed())
     return trainer
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import numpy as np
 from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.errors import UserError, legible
 from occreid_jax.evaluation.evaluate import Evaluation
-from occreid_jax.files import read_json, write_bytes, write_json
+from occreid_jax.files import read_json, write_bytes, write_json, write_text
 from occreid_jax.types import Dataset
 
 
@@ -35,6 +36,16 @@ def write_evaluation(workdir: Path, evaluation: Evaluation, dataset: Dataset) ->
     if "ladder" in old and old.get("parameters_sha256") == results["parameters_sha256"]:
         results["ladder"] = old["ladder"]
     write_json(path, results)
+
+
+def write_unparsed(workdir: Path, absent: Mapping[str, Sequence[str]]) -> None:
+    """``without_labels.txt``: the pictures that have no body-part labels, a line each with their split; no file if there are
+    none. ``absent`` is `Setup.unparsed`."""
+    path = Path(workdir) / "without_labels.txt"
+    if lines := [f"{role} {legible(name)}\n" for role, names in absent.items() for name in names]:
+        write_text(path, "".join(lines))
+    else:
+        path.unlink(missing_ok=True)
 
 
 def pictures_hash(dataset: Dataset) -> str:

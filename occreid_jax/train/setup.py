@@ -14,11 +14,11 @@ import numpy as np
 
 from occreid_jax import cameras, distributed, methods
 from occreid_jax import config as configuration
-from occreid_jax.data import doctor, occluders, readers, sampler
+from occreid_jax.data import doctor, labels, occluders, readers, sampler
 from occreid_jax.data import table as tables
 from occreid_jax.data.fingerprint import fingerprint
 from occreid_jax.distributed import Devices
-from occreid_jax.errors import UserError
+from occreid_jax.errors import UserError, listed
 from occreid_jax.files import at_home
 from occreid_jax.methods.locations import MEAN
 from occreid_jax.passes import run_pass
@@ -26,7 +26,7 @@ from occreid_jax.train.log import Reporter
 from occreid_jax.train.rendered import PROMPTS, caption_table, fact_table, prompt_tables, rendered_library
 from occreid_jax.types import Dataset, Meta, Method, Split
 
-TABLES = ("image", "parts", "parsed", "caption", "facts", MEAN)  # what can be had per picture
+TABLES = ("image", "parts", "parsed", "truth", "caption", "facts", MEAN)  # what can be had per picture
 
 
 @dataclasses.dataclass
@@ -41,6 +41,7 @@ class Setup:
     method: Method
     opened: dict[tuple[str, str, str], np.ndarray] = dataclasses.field(default_factory=dict)
     library: occluders.Library | None = None
+    parsing: labels.Parsing | None = None  # where body-part labels come from, where the method asks which pictures have some
     cameras: cameras.Cameras = cameras.Cameras()  # what the network is told of every picture's camera
 
     @property
@@ -111,9 +112,26 @@ class Setup:
                 "config.method.location to learned, random or truth"
             )
         located = jax.jit(self.method.true_location, out_shardings=self.devices.replicated)
-        columns = {"parts": self.table("train", "parts", "")}
-        maps = run_pass(lambda batch: located(batch["parts"]), columns, self.config.evaluation.batch_size, self.devices)
+        columns = {"truth": self.table("train", "truth", "")}
+        maps = run_pass(lambda batch: located(batch["truth"]), columns, self.config.evaluation.batch_size, self.devices)
         return maps.mean(axis=0, dtype=np.float64).astype(np.float32)
+
+    def without_labels(self) -> list[str]:
+        """A sentence for every split with pictures that have no body-part labels, where the method asks for labels."""
+        told = []
+        for role, names in self.unparsed().items():
+            how = f"config.method.unparsed={self.config.method.get('unparsed', 'error')}"
+            count = f"{len(names):,} of {len(getattr(self.dataset, role)):,} {role} pictures"
+            told.append(f"{count} have no body-part labels ({how}): {listed(names, 3)}")
+        return told
+
+    def unparsed(self) -> dict[str, list[str]]:
+        """Names of the pictures without body-part labels by role, where the method asks for labels; no empty lists."""
+        if self.parsing is None:
+            return {}
+        splits = {role: (getattr(self.dataset, role).names, self.parsing.parsed(role)) for role in labels.ROLES}
+        absent = {role: [name for name, has in zip(*each, strict=True) if not has] for role, each in splits.items()}
+        return {role: names for role, names in absent.items() if names}
 
     @property
     def drawn(self) -> str:
@@ -126,13 +144,13 @@ class Setup:
 
     def evaluation_columns(self, selection: bool = False) -> dict[str, dict[str, np.ndarray]]:
         """What an evaluation reads: "query" and "gallery" -> tables. With ``selection``, where the dataset has ground truth, the
-        queries' ``parts`` beside them and those of "train"."""
+        body-part labels of the queries beside them, under ``truth``, and those of "train"."""
         inputs, resize_filter = tuple(self.method.evaluation_inputs), self.config.data.test_filter
         columns = {role: self.columns(role, inputs, resize_filter) for role in ("query", "gallery")}
         if selection and self.dataset.truth is not None:
-            columns["query"] |= {"parts": self.table("query", "parts", resize_filter)}
+            columns["query"] |= {"truth": self.table("query", "truth", resize_filter)}
             if len(self.dataset.train):
-                columns["train"] = {"parts": self.table("train", "parts", resize_filter)}
+                columns["train"] = {"truth": self.table("train", "truth", resize_filter)}
         return columns
 
     def open_table(self, role: str, name: str, resize_filter: str) -> np.ndarray:
@@ -142,13 +160,19 @@ class Setup:
             return caption_table(self.dataset, role, self.config.data.synthetic_seed)
         if name == "facts":
             return fact_table(self.dataset, role)
+        parsing = self.parsing or labels.Parsing(labels.TRUTH, {each: (None,) * len(split) for each in labels.ROLES})
         if name == "parsed":
-            return np.ones(len(split), bool)  # the renderer labels every picture
+            return parsing.parsed(role)
+        if name == "parts" and parsing.kind == labels.NONE:
+            return np.broadcast_to(np.uint8(0), (len(split), *self.meta.image_size))
         if name == MEAN:
             return np.broadcast_to(self.location_mean, (len(split), *self.location_mean.shape))
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:
-            if name == "parts":
+            if name == "truth" or name == "parts" and parsing.kind == labels.TRUTH:
                 table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)
+            elif name == "parts":
+                files = parsing.paths[role], parsing.decode, parsing.words
+                table = tables.build_labels_table(split, *files, self.meta.image_size, self.cache, task)
             else:
                 table = tables.build_table(split, self.meta.image_size, resize_filter, self.cache, task, self.bits)
         for note in table.notes:
@@ -205,14 +229,50 @@ def open_setup(config, reporter: Reporter, meta: Meta | None = None) -> Setup:
         reporter.line(line)
     dataset = dataclasses.replace(dataset, notes=(*dataset.notes, *problems))  # for the report
     method = methods.create(config, meta)
-    check_truth(method, dataset, training)
-    return Setup(config, reporter, devices, dataset, meta, method, cameras=told)
+    parsing, dataset = find_parsing(method, dataset, training)
+    check_truth(method, dataset, parsing, training)
+    setup = Setup(config, reporter, devices, dataset, meta, method, parsing=parsing, cameras=told)
+    for line in setup.without_labels():
+        reporter.line(f"note: {line}")
+    return setup
 
 
-def check_truth(method: Method, dataset: Dataset, training: bool) -> None:
-    """Raises `UserError` if a method asks for ground truth, at test time or in ``training``, that a dataset does not have."""
-    inputs = set(method.evaluation_inputs).union(*(stage.inputs for stage in method.stages() if training))
-    if dataset.truth is None and inputs & {"parts", "parsed", MEAN}:
+def asked_tables(method: Method, training: bool) -> set[str]:
+    """Names of the tables that a method reads at test time and, with ``training``, in its stages."""
+    return set(method.evaluation_inputs).union(*(stage.inputs for stage in method.stages() if training))
+
+
+def find_parsing(method: Method, dataset: Dataset, training: bool) -> tuple[labels.Parsing | None, Dataset]:
+    """Where the labels of a method that reads ``parsed`` come from, and ``dataset`` with that in its protocol: the kind of
+    labels, and what the method does with test pictures that have none. None for other methods.
+
+    Raises `UserError` if pictures have no labels and ``config.method.unparsed`` is "error".
+    """
+    if "parsed" not in asked_tables(method, training):
+        return None, dataset
+    data, choice = method.config.data, method.config.method.get("unparsed", "error")
+    parsing = labels.find_labels(dataset, data.get("parsing", ""), data.get("parsing_format", "auto"))
+    absent = {role: int((~parsing.parsed(role)).sum()) for role in labels.ROLES if role != "train" or training}
+    if any(absent.values()) and choice == "error":
+        told = ", ".join(f"{count:,} {role} pictures" for role, count in absent.items() if count)
+        raise UserError(
+            f"{dataset.name}: {told} have no body-part labels; name a folder of them with config.data.parsing "
+            "(docs/datasets.md), or set config.method.unparsed to what to do without"
+        )
+    kinds = [parsing.kind] if parsing.kind != labels.NONE else []
+    kinds += [choice] if absent["query"] or absent["gallery"] else []
+    return parsing, dataclasses.replace(dataset, protocol=f"{dataset.protocol}+parsing={','.join(kinds)}")
+
+
+def check_truth(method: Method, dataset: Dataset, parsing: labels.Parsing | None, training: bool) -> None:
+    """Raises `UserError` if a method asks for ground truth, at test time or in ``training``, that a dataset does not have or that
+    its settings replace by labels of others."""
+    inputs, location = asked_tables(method, training), method.config.method.get("location", {})
+    sources = {location.get(when, "learned") for when in (("train", "test") if training else ("test",))}
+    asked = MEAN in inputs or "truth" in sources or ("parts" in inputs and parsing is None)
+    if asked and parsing is not None and dataset.truth is not None and parsing.kind != labels.TRUTH:
+        raise UserError("config.method.location asks for the renderer's labels and config.data.parsing for others; leave one out")
+    if asked and dataset.truth is None:
         locates = method.localises is not None and "location" in method.config.method
         remedy = "set config.method.location to learned or random" if locates else "set config.method.person_mask=False"
         told = "has no body-part labels, which this config asks for: only synthetic sets have"

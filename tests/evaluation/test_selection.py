@@ -183,14 +183,14 @@ class Stub:
         return batch | {"image": batch["image"].astype(jnp.float32)}
 
     def embed(self, params, extra, batch, role):
-        assert "parts" not in batch
+        assert "truth" not in batch
         return batch["image"].mean(axis=(1, 2)) * params
 
     def distance(self, query, gallery):
         return jnp.abs(query[:, None] - gallery[None]).sum(axis=-1)
 
     def inspect(self, params, extra, batch):
-        assert "parts" not in batch
+        assert "truth" not in batch
         self.shapes.add(batch["image"].shape[0])
         red = batch["image"][..., 0].astype(jnp.bfloat16)
         return {"number": red.mean(axis=(1, 2))} | ({"red": red, "some": red > 100} if self.maps else {})
@@ -213,8 +213,8 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     dataset = Dataset("example", "example/std@1", gallery, query, gallery, truth=tmp_path)
     settings = ConfigDict({"batch_size": 2, "flip": False, "rerank": "", "expansion": ""})
     training = (RNG.random((6, 4, 2)) < 0.4).astype(np.uint8)
-    columns = {"query": {"camid": query.camids, "image": images[:5], "parts": parts},
-               "gallery": {"camid": gallery.camids, "image": images[5:]}, "train": {"parts": training}}  # fmt: skip
+    columns = {"query": {"camid": query.camids, "image": images[:5], "truth": parts},
+               "gallery": {"camid": gallery.camids, "image": images[5:]}, "train": {"truth": training}}  # fmt: skip
 
     def run(maps: bool = True, scored: bool = True):
         method = Stub(maps)
