@@ -14,6 +14,7 @@ import numpy as np
 from flax import linen as nn
 
 from occreid_jax.nn.attention import attend, attend_apart
+from occreid_jax.nn.precision import at_least_float32
 
 Array = jax.Array
 Tokens = Array | tuple[Array, Array]
@@ -93,7 +94,7 @@ class BatchNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
         features = x.shape[-1]
-        x = x.astype(jnp.float32)
+        x = at_least_float32(x)
         scale = self.param("scale", nn.initializers.constant(self.initial_scale), (features,))
         bias = self.param("bias", nn.initializers.zeros_init(), (features,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (features,))

@@ -11,3 +11,8 @@ def compute_dtype(name: str) -> jnp.dtype:
     if name == "auto":
         name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     return jnp.dtype(name)
+
+
+def at_least_float32(x):
+    """``x`` as float32, or as it is if it is float64: what checks of a formula run in."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

@@ -43,6 +43,8 @@ KINDS = {
     "FED": "occreid_jax.numerics.fed:NETWORK",
     "DPEFormer units": "occreid_jax.numerics.dpeformer:UNITS",
     "DPEFormer": "occreid_jax.numerics.dpeformer:NETWORK",
+    "small-kernel aggregation": "occreid_jax.numerics.lsnet:AGGREGATION",
+    "LSNet": "occreid_jax.numerics.lsnet:LSNET",
 }
 
 

@@ -21,7 +21,7 @@ from occreid_jax.weights.reference import ReferenceFile
 
 REFERENCE = Path(__file__).parents[2] / "third_party" / "reference"
 LARGE = ("transreid_base", "transreid_full", "clipreid_", "dpm_vitb16", "spt_reid", "spt_sps", "fed_vitb16")  # whole encoders
-LARGE += ("dpeformer_vitb16", "trajectory_sgd")  # one more, and trainings beside one of Adam
+LARGE += ("dpeformer_vitb16", "lsnet_t", "trajectory_sgd")  # two more, and trainings beside one of Adam
 FILES = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(LARGE) else [])
     for path in sorted(REFERENCE.glob("*.npz"))
@@ -59,7 +59,7 @@ def test_every_kind_exists():
 
 
 def test_the_files_are_here():
-    assert len(FILES) >= 52
+    assert len(FILES) >= 55
 
 
 @pytest.mark.parametrize("path", FILES)

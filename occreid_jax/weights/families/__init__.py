@@ -28,6 +28,7 @@ FAMILIES = {
     "fed": "occreid_jax.weights.families.fed:FED",
     "dpeformer": "occreid_jax.weights.families.dpeformer:DPEFORMER",
     "fed_bank": "occreid_jax.weights.families.banks:FED",
+    "lsnet": "occreid_jax.weights.families.lsnet:LSNET",
     "dpeformer_bank": "occreid_jax.weights.families.banks:DPEFORMER",
 }
 OURS = ("params/", "extra/", "block_00/")  # what this project's own names begin with
