@@ -18,6 +18,10 @@ DATASETS = {
     "dukemtmc": dict(image_size=(256, 128), identities=702, cameras=8, images=16522),
     "occluded_duke": dict(image_size=(256, 128), identities=702, cameras=8, images=15618),
     "occluded_reid": dict(image_size=(256, 128), identities=751, cameras=6, images=12936),  # trained on Market-1501
+    "occluded_market": dict(image_size=(256, 128), identities=780, cameras=6, images=9287),
+    "p_dukemtmc": dict(image_size=(256, 128), identities=665, cameras=0, images=12927),
+    "partial_reid": dict(image_size=(256, 128), identities=751, cameras=6, images=12936),  # trained on Market-1501
+    "msmt17": dict(image_size=(256, 128), identities=1041, cameras=15, images=32621),
     "folder": dict(image_size=(256, 128), identities=100, cameras=2, images=1000),
 }
 
@@ -99,6 +103,8 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         size=arg.size if synthetic else "",
         split=arg.split if synthetic else "",
         synthetic_seed=0,
+        protocol="",  # which of a dataset's protocols (docs/datasets.md); empty: its first
+        trial=0,  # the protocol half100 of occluded_reid: which half of the identities is drawn
         camera="none",  # folder datasets: "none" or "name" (a _c<number> in the file name)
         image_size=(256, 128) if full_size else preset["image_size"],
         train_filter="bicubic",  # the originals train on bicubic and test on bilinear pictures

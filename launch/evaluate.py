@@ -10,7 +10,7 @@
 A run is evaluated with its last checkpoint (--best: the best on the test set). Writes results.json and evaluation.npz into the
 run folder; what is not the run's own evaluation goes to a folder of its own below <workdir>/evaluations, named by what differs:
 dataset and pictures (other ones than those of the run's results, wherever they lie), --best, --flip, --rerank, --expansion,
---camera, --method. --method changes settings that hold no parameters, for the rows of tables that need no training
+--camera, --parsing, --method. --method changes settings that hold no parameters, for the rows of tables that need no training
 of their own. With --weights, a whole model that launch/port_weights.py brought is evaluated on the dataset of
 --config, and --workdir (default: runs/<method>-<dataset>-ported) is where the results go.
 """
@@ -30,6 +30,8 @@ EXPANSION = flags.DEFINE_string("expansion", None, "average query expansion with
 CAMERA = flags.DEFINE_string("camera", None, "vectors of test pictures' cameras: auto, own, mean, zero, number, dpm or pvpm")
 METHOD = flags.DEFINE_string("method", None, "settings of config.method for this evaluation, as name=value,name=value")
 DATASET = flags.DEFINE_string("dataset", None, "evaluate on this dataset instead of the run's own")
+PROTOCOL = flags.DEFINE_string("protocol", None, "which of that dataset's protocols (default: its first)")
+PARSING = flags.DEFINE_string("parsing", None, "folder of body-part labels of the tested pictures; none: without labels")
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the run's data.root)")
 
 
@@ -104,8 +106,12 @@ def change_settings(config) -> list[str]:
     own, words = config.evaluation, []
     if DATASET.value:
         config.data.name = DATASET.value
+        with config.unlocked():  # older runs have none of these; those of the run's own set say nothing about another
+            config.data.update(protocol="", trial=0, parsing="", parsing_format="auto")
     if ROOT.value:
         config.data.root = ROOT.value
+    if PROTOCOL.value is not None:
+        config.data.protocol = PROTOCOL.value
     if FLIP.value is not None and FLIP.value != own.flip:
         config.evaluation.flip = FLIP.value
         words.append("flip" if FLIP.value else "noflip")
@@ -113,6 +119,9 @@ def change_settings(config) -> list[str]:
         if flag.value is not None and flag.value != own.get(name, "auto"):
             config.evaluation[name] = flag.value
             words.append("-".join([name, *flag.value.split(",")]))
+    if PARSING.value is not None and PARSING.value != config.data.get("parsing", ""):
+        config.data.parsing = PARSING.value
+        words.append(f"parsing-{PARSING.value.rstrip('/').rpartition('/')[2]}")
     if METHOD.value:
         words.extend(change_method(config.method, METHOD.value))
     return [*words, "best"] if BEST.value else words

@@ -33,10 +33,10 @@ SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split 
 SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark or the rendered occluders", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark or the library of occluders to")
 SHEET = flags.DEFINE_string("sheet", None, "also draw a contact sheet of the synthetic benchmark into this PNG file")
-DATASET = flags.DEFINE_string(
-    "dataset", None, "dataset to examine or decode: market1501, dukemtmc, occluded_duke, occluded_reid, folder or synthetic"
-)
+DATASET = flags.DEFINE_string("dataset", None, "dataset to examine or decode, by its name in docs/datasets.md")
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies")
+PROTOCOL = flags.DEFINE_string("protocol", "", "which of that dataset's protocols; empty: its first")
+TRIAL = flags.DEFINE_integer("trial", 0, "protocol half100 of occluded_reid: which half of the identities", lower_bound=0)
 CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets: no cameras, or _c<number> in the file names")
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)
 WIDTH = flags.DEFINE_integer("width", 128, "picture width in pixels, for tables", lower_bound=8)
@@ -149,6 +149,7 @@ def open_named():
     if not (DATASET.value and ROOT.value):
         raise UserError(f"{ACTION} needs --dataset=NAME and --root=DIR")
     options = {"camera": CAMERA.value} if DATASET.value == "folder" else {}
+    options |= {name: flag.value for name, flag in (("protocol", PROTOCOL), ("trial", TRIAL)) if flag.value}
     return readers.open_dataset(DATASET.value, Path(ROOT.value), **options)
 
 

@@ -197,6 +197,7 @@ def open_dataset(config, reporter: Reporter, need_train: bool = True) -> Dataset
     data, root = config.data, data_root(config)
     if data.name != "synthetic":
         options = {"camera": data.camera} if data.name == "folder" else {}
+        options |= {name: data[name] for name in ("protocol", "trial") if data.get(name)}  # readers refuse those they do not have
         return readers.open_dataset(data.name, root, need_train, **options)
     from occreid_jax import synthetic  # draws with OpenCV: real datasets do not need it
 

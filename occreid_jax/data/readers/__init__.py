@@ -19,6 +19,10 @@ READERS = {
     "dukemtmc": "occreid_jax.data.readers.dukemtmc:read",
     "occluded_duke": "occreid_jax.data.readers.occluded_duke:read",
     "occluded_reid": "occreid_jax.data.readers.occluded_reid:read",
+    "occluded_market": "occreid_jax.data.readers.occluded_market:read",
+    "p_dukemtmc": "occreid_jax.data.readers.p_dukemtmc:read",
+    "partial_reid": "occreid_jax.data.readers.partial_reid:read",
+    "msmt17": "occreid_jax.data.readers.msmt17:read",
     "folder": "occreid_jax.data.readers.folder:read",
     "synthetic": "occreid_jax.data.readers.synthetic:read",
 }

@@ -13,7 +13,7 @@ import collections
 import dataclasses
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -110,9 +110,9 @@ def read_market_layout(
 
 
 def read_splits(
-    root: Path, roles: Sequence[str], cameras: str, naming: Naming = MARKET
+    root: Path, roles: Sequence[str], cameras: str, naming: Naming = MARKET, folders: Mapping[str, str] = FOLDERS
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """The splits of ``roles`` (keys of `FOLDERS`) and notes on what was left out.
+    """The splits of ``roles`` (keys of ``folders``) and notes on what was left out.
 
     Raises:
       DataError: names do not match the pattern (all listed at once).
@@ -121,7 +121,7 @@ def read_splits(
     notes: list[str] = []
     splits = {}
     for role in roles:
-        folder = FOLDERS[role]
+        folder = folders[role]
         skipped = collections.Counter()
         names, pids, camids = [], [], []
         for base in list_pictures(root / folder, skipped):
