@@ -52,50 +52,49 @@ PRESETS = {
 }
 BASELINE = {"part_branch": False, "descriptor": "parts_all"}
 ERASING = {"occlusion.kind": "erasing", "erasing": 0.5}
-ROWS = {  # published R-1 / mAP on Occluded-Duke beside each
+ROWS = {  # their published numbers: occreid_jax/published
     # Table III: what each part brings. Random erasing acts on the twins, half of the time.
-    "baseline": BASELINE | {"occluded": False},  # 60.4 / 50.4
-    "baseline_pairs": BASELINE | {"occlusion.kind": "other_image"},  # 60.4 / 50.4
-    "baseline_erasing": BASELINE | ERASING,  # 60.5 / 53.0
-    "baseline_roa": BASELINE,  # 67.1 / 58.1
-    "roa_selection": {"blending.on": False},  # 68.7 / 58.7
-    "roa_blending": {"selection.on": False},  # 68.1 / 58.6
-    "full": {},  # 69.9 / 58.9
+    "baseline": BASELINE | {"occluded": False},
+    "baseline_pairs": BASELINE | {"occlusion.kind": "other_image"},
+    "baseline_erasing": BASELINE | ERASING,
+    "baseline_roa": BASELINE,
+    "roa_selection": {"blending.on": False},
+    "roa_blending": {"selection.on": False},
+    "full": {},
     # Table IV: a fixed number of selected tokens.
-    "fixed_12": {"selection.fixed": 12},  # 68.1 / 58.3
-    "fixed_24": {"selection.fixed": 24},  # 68.2 / 58.4
-    "fixed_48": {"selection.fixed": 48},  # 69.0 / 58.7
-    "fixed_96": {"selection.fixed": 96},  # 68.4 / 58.7
-    "fixed_128": {"selection.fixed": 128},  # 68.1 / 58.3
+    "fixed_12": {"selection.fixed": 12},
+    "fixed_24": {"selection.fixed": 24},
+    "fixed_48": {"selection.fixed": 48},
+    "fixed_96": {"selection.fixed": 96},
+    "fixed_128": {"selection.fixed": 128},
     # Table V: the least number of selected tokens.
-    "least_0": {"selection.least": 0},  # 69.3 / 58.8
-    "least_12": {"selection.least": 12},  # 68.2 / 58.5
-    "least_24": {"selection.least": 24},  # 68.3 / 58.5
-    "least_36": {"selection.least": 36},  # 68.5 / 58.6
-    "least_48": {"selection.least": 48},  # 69.9 / 58.9
-    "least_60": {"selection.least": 60},  # 68.6 / 58.5
-    "least_72": {"selection.least": 72},  # 68.4 / 58.4
+    "least_0": {"selection.least": 0},
+    "least_12": {"selection.least": 12},
+    "least_24": {"selection.least": 24},
+    "least_36": {"selection.least": 36},
+    "least_48": {"selection.least": 48},
+    "least_60": {"selection.least": 60},
+    "least_72": {"selection.least": 72},
     # Table VI: pooled tokens as descriptor, from one training (the second equals roa_selection, so it had no blending).
-    "before_selection": {"blending.on": False, "descriptor": "parts_all"},  # 68.1 / 58.3
-    "after_selection": {"blending.on": False, "descriptor": "parts_selected"},  # 68.7 / 58.7
+    "before_selection": {"blending.on": False, "descriptor": "parts_all"},
+    "after_selection": {"blending.on": False, "descriptor": "parts_selected"},
     # Table VII: what the tokens are compared with.
-    "proxy_cls": {"selection.proxy": "cls"},  # 68.4 / 58.6
-    "proxy_patch": {},  # 69.9 / 58.9
+    "proxy_cls": {"selection.proxy": "cls"},
+    "proxy_patch": {},
     # Table VIII: another work's fusion in place of blending.
-    "rem": {"blending.kind": "relation"},  # 68.7 / 58.3
+    "rem": {"blending.kind": "relation"},
     # Table X: how the twin is occluded.
-    "roa": {},  # 69.9 / 58.9
-    "cut_and_paste": {"occlusion.kind": "cut_and_paste"},  # 66.9 / 56.0
-    "erasing": ERASING,  # 63.9 / 55.5
+    "roa": {},
+    "cut_and_paste": {"occlusion.kind": "cut_and_paste"},
+    "erasing": ERASING,
     # Table XI: the contrastive loss after the encoder, or after blending too.
-    "contrastive_one": {},  # 69.9 / 58.9
-    "contrastive_two": {"memory.also_final": True},  # 66.8 / 57.4
+    "contrastive_one": {},
+    "contrastive_two": {"memory.also_final": True},
 }
 """Rows of Tables III to VIII, X and XI as changes of ``config.method`` (``erasing`` and ``occlusion.``: of the augmentation).
 
 Table VIII compares with a module that the paper does not describe; its row has the one that stands in the official code, which
-never trains it. Table IX is a choice of the library of occluders, objects from 50, 100 or 200 images: 69.0 / 58.6, 69.9 / 58.9,
-69.7 / 58.8.
+never trains it. Table IX is a choice of the library of occluders: objects from 50, 100 or 200 images.
 """
 
 

@@ -6,15 +6,15 @@
     python launch/train.py --config=configs/fed.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
-Datasets with a recipe: occluded_duke, market1501, dukemtmc (without the losses of the scores), occluded_reid (trained on
-Market-1501). ``preset=official`` reproduces the official code with its three defects (a patch token as global feature, heads that
-mix the images of a batch, one memory bank for two kinds of features); the default ``preset=fixed`` has none of them, and
+Datasets with a recipe: occluded_duke, market1501, dukemtmc (without the losses of the scores), occluded_reid and partial_reid (both
+trained on Market-1501). ``preset=official`` reproduces the official code with its three defects (a patch token as global feature,
+heads that mix the images of a batch, one memory bank for two kinds of features); the default ``preset=fixed`` has none of them, and
 ``preset=paper`` follows the text wherever it speaks. ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`. The
 weights are those that launch/port_weights.py makes from an ImageNet ViT (docs/porting.md). Which occluders are pasted (OS1, or
 OS1 and OS2 in Table 1) is a choice of the library that ``--config.data.occluders=DIR`` names.
-Published (R-1 / mAP): Occluded-Duke 68.1 / 56.4, Occluded-REID 86.3 / 79.3, Market-1501 95.0 / 86.3, DukeMTMC-reID 89.4 / 78.0;
-the official code's own log ends at 68.1 / 56.1 on Occluded-Duke. The embedded benchmark's measured figures stand in
-docs/results.md.
+Published (R-1 / mAP): Occluded-Duke 68.1 / 56.4, Occluded-REID 86.3 / 79.3, Partial-REID 83.1 / 80.5, Market-1501 95.0 / 86.3,
+DukeMTMC-reID 89.4 / 78.0; the official code's own log ends at 68.1 / 56.1 on Occluded-Duke. The embedded benchmark's measured
+figures stand in docs/results.md.
 """
 
 from ml_collections import config_dict
@@ -33,21 +33,21 @@ PRESETS = {
 GLOBAL = {
     "local": False, "oem": False, "fdm": False, "global_neck": True, "triplet_weight": 1.0, "test_feature": "global",
 }  # fmt: skip
-ROWS = {  # published R-1 / mAP on Occluded-Duke beside each
+ROWS = {  # their published numbers: occreid_jax/published
     # Table 3: what each part brings.
-    "baseline": GLOBAL | {"clean": False, "occlusion.kind": "none"},  # 59.1 / 49.1
-    "erasing": GLOBAL | {"clean": False, "occlusion.kind": "erasing", "erasing": 0.5},  # 60.3 / 53.1
-    "npo": GLOBAL,  # 65.4 / 53.5
-    "npo_oem": {"fdm": False},  # 66.5 / 55.4
-    "npo_fdm": {"oem": False},  # 67.1 / 55.9
-    "all": {},  # 68.1 / 56.4
+    "baseline": GLOBAL | {"clean": False, "occlusion.kind": "none"},
+    "erasing": GLOBAL | {"clean": False, "occlusion.kind": "erasing", "erasing": 0.5},
+    "npo": GLOBAL,
+    "npo_oem": {"fdm": False},
+    "npo_fdm": {"oem": False},
+    "all": {},
     # DPEFormer's Table X: the whole method with erased boxes in place of pasted ones.
-    "all_erasing": {"occlusion.kind": "erasing", "erasing": 0.5},  # 62.6 / 55.2
+    "all_erasing": {"occlusion.kind": "erasing", "erasing": 0.5},
     # Table 4: the number of neighbours that FDM looks at.
-    "k2": {"neighbours": 2},  # 67.4 / 55.8
-    "k4": {"neighbours": 4},  # 67.7 / 56.2
-    "k6": {"neighbours": 6},  # 67.3 / 56.2
-    "k8": {"neighbours": 8},  # 68.1 / 56.4
+    "k2": {"neighbours": 2},
+    "k4": {"neighbours": 4},
+    "k6": {"neighbours": 6},
+    "k8": {"neighbours": 8},
 }
 """Rows of Tables 3 and 4 as changes of ``config.method`` (``erasing`` and ``occlusion.``: of the augmentation).
 

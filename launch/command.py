@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import os
 import re
+import signal
+import subprocess
 import sys
 import tempfile
 import traceback
@@ -108,6 +110,21 @@ def refuse(arguments: list[str], error: Exception | None) -> None:
     if missing := re.match(r"flag --(\w+)=None: Flag --\1 must have a value", text):
         text = f"--{missing[1]} is missing"
     fail(f"{text}; --help lists the flags", USAGE)
+
+
+def call(arguments: list[str]) -> int:
+    """Runs a command and gives its exit status. A request to stop is handed on, so that it can save what it has."""
+    process = subprocess.Popen(arguments)
+
+    def hand_on(*_) -> None:
+        process.send_signal(signal.SIGTERM)
+
+    earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return process.wait()
+    finally:
+        for number, handler in earlier.items():
+            signal.signal(number, handler)
 
 
 def run(main: Callable[..., int | None], words: bool = False) -> None:

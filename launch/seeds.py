@@ -12,8 +12,6 @@ seed moves initial values, the order of the data and the augmentation.
 from __future__ import annotations
 
 import re
-import signal
-import subprocess
 import sys
 
 import command
@@ -52,7 +50,7 @@ def main() -> None:
         # its result is taken from the folder instead if the config agrees.
         finished = workdir / "results.json"
         if not (finished.exists() and same_config(workdir, int(seed))):
-            code = call([*train, f"--config.seed={seed}", f"--workdir={workdir}"])
+            code = command.call([*train, f"--config.seed={seed}", f"--workdir={workdir}"])
             if code < 0:
                 raise UserError(f"seed {seed} was ended by signal {-code}; run the same command again to go on")
             if code:
@@ -80,21 +78,6 @@ def config_arguments(arguments: list[str]) -> list[str]:
             kept.append(argument)
         takes_next = bool(flag) and "=" not in argument
     return kept
-
-
-def call(arguments: list[str]) -> int:
-    """Runs a command and gives its exit status. A request to stop is handed on, so that it can save what it has."""
-    process = subprocess.Popen(arguments)
-
-    def hand_on(*_) -> None:
-        process.send_signal(signal.SIGTERM)
-
-    earlier = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        return process.wait()
-    finally:
-        for number, handler in earlier.items():
-            signal.signal(number, handler)
 
 
 def same_config(workdir, seed: int) -> bool:

@@ -43,7 +43,11 @@ def prepared(name: str, argument: str):
 
 @pytest.mark.parametrize(("name", "argument"), CASES)
 def test_init_and_one_step_of_every_stage_at_full_size(name, argument):
-    config, labels, method = prepared(name, argument)
+    step_by_shapes(*prepared(name, argument))
+
+
+def step_by_shapes(config, labels: np.ndarray, method) -> None:
+    """One step of every stage by shapes alone: nothing changes its shape or type, and metrics are scalars."""
     params, extra = jax.eval_shape(method.init, jax.random.key(0))
     stages = method.stages()
     if not stages:

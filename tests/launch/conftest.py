@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from occreid_jax import synthetic
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 LAUNCH = ROOT / "launch"
 
@@ -112,6 +114,19 @@ def trained(launch, tiny, tmp_path_factory) -> Path:
 def run_copy(trained, tmp_path) -> Path:
     """A copy of the trained run folder that may be damaged."""
     return Path(shutil.copytree(trained, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def people(tmp_path_factory):
+    """The set "demo" with a few small pictures; commands take it for the whole one."""
+    root = tmp_path_factory.mktemp("data")
+    few = dict(train_identities=8, train_images=40, test_identities=6, query_images=12, gallery_images=36)
+    few |= dict(distractor_identities=1, distractor_images=2, junk_images=1)
+    size = dataclasses.replace(synthetic.SIZES["demo"], height=64, width=32, **few)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(synthetic.SIZES, "demo", size)
+        synthetic.generate(root / "synthetic" / f"demo-occluded-0-v{synthetic.VERSION}", "demo", "occluded")
+    return root
 
 
 def listing(folder: Path) -> list[str]:

@@ -2,29 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
 from configs import fed
-from occreid_jax import synthetic
 from occreid_jax.files import read_json, write_json
 from occreid_jax.methods.locations import SOURCES, share_of_gap
 from occreid_jax.train.ladder import shares, with_sources
 from tests.launch.conftest import ROOT
-
-
-@pytest.fixture(scope="module")
-def people(tmp_path_factory):
-    """The set "demo" with a few small pictures; commands take it for the whole one."""
-    root = tmp_path_factory.mktemp("data")
-    few = dict(train_identities=8, train_images=40, test_identities=6, query_images=12, gallery_images=36)
-    few |= dict(distractor_identities=1, distractor_images=2, junk_images=1)
-    size = dataclasses.replace(synthetic.SIZES["demo"], height=64, width=32, **few)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(synthetic.SIZES, "demo", size)
-        synthetic.generate(root / "synthetic" / f"demo-occluded-0-v{synthetic.VERSION}", "demo", "occluded")
-    return root
 
 
 def arguments(tiny, people, workdir, name: str, *more: str) -> list[str]:
