@@ -6,10 +6,10 @@
     python launch/train.py --config=configs/fed.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
-Datasets with a recipe: occluded_duke, market1501, dukemtmc (without the losses of the scores), occluded_reid and partial_reid (both
-trained on Market-1501). ``preset=official`` reproduces the official code with its three defects (a patch token as global feature,
-heads that mix the images of a batch, one memory bank for two kinds of features); the default ``preset=fixed`` has none of them, and
-``preset=paper`` follows the text wherever it speaks. ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`. The
+Datasets with a recipe: occluded_duke, market1501, dukemtmc (without the losses of the scores), occluded_reid and partial_reid
+(both trained on Market-1501). ``preset=official`` reproduces the official code with its three defects (a patch token as global
+feature, heads that mix the images of a batch, one memory bank for two kinds of features); the default ``preset=fixed`` has none,
+and ``preset=paper`` follows the text wherever it speaks. ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`. The
 weights are those that launch/port_weights.py makes from an ImageNet ViT (docs/porting.md). Which occluders are pasted (OS1, or
 OS1 and OS2 in Table 1) is a choice of the library that ``--config.data.occluders=DIR`` names.
 Published (R-1 / mAP): Occluded-Duke 68.1 / 56.4, Occluded-REID 86.3 / 79.3, Partial-REID 83.1 / 80.5, Market-1501 95.0 / 86.3,
