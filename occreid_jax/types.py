@@ -173,6 +173,10 @@ class Method(Protocol):
         """Scores float32 [B, h, w] of a perfect localisation, of body-part labels uint8 [B, H, W]; see `methods.locations`."""
         ...
 
+    def true_location_at(self, parts: Array, when: str) -> Array:
+        """`true_location` at "train" or "test", where a method localises one thing in training and another at test time."""
+        ...
+
     def distance(self, query: Features, gallery: Features) -> Array:
         """float32 [Q, G], smaller is more alike; called with blocks of queries against the whole gallery."""
         ...

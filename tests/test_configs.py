@@ -61,6 +61,7 @@ def step_by_shapes(config, labels: np.ndarray, method) -> None:
         tables = {
             "image": jax.ShapeDtypeStruct((len(labels), *size, 3), jnp.uint8),
             "parts": jax.ShapeDtypeStruct((len(labels), *size), jnp.uint8),
+            "parsed": jax.ShapeDtypeStruct((len(labels),), jnp.bool_),
             "caption": jax.ShapeDtypeStruct((len(labels), 4, 40), jnp.int32),
             "facts": jax.ShapeDtypeStruct((len(labels), 13), jnp.int32),
             "closed_facts": jax.ShapeDtypeStruct((55, 11), jnp.int32),
@@ -92,6 +93,7 @@ def test_features_and_distances_have_the_stated_shapes(name):
     batch = {
         "image": jax.ShapeDtypeStruct((4, *config.data.image_size, 3), jnp.uint8),
         "parts": jax.ShapeDtypeStruct((4, *config.data.image_size), jnp.uint8),
+        "parsed": jax.ShapeDtypeStruct((4,), jnp.bool_),
         "camid": jax.ShapeDtypeStruct((4,), jnp.int32),
         "index": jax.ShapeDtypeStruct((4,), jnp.int32),
         "valid": jax.ShapeDtypeStruct((4,), bool),

@@ -21,7 +21,7 @@ ALLOWED = {
     "losses": set(),
     "banks": set(),
     "weights": {"nn"},
-    "methods": {"nn", "losses", "banks", "augment", "weights"},
+    "methods": {"nn", "losses", "banks", "augment", "weights", "evaluation"},
     "evaluation": {"data", "losses"},
     "train": {"data", "evaluation", "weights", "methods", "synthetic"},
     "report": {"evaluation", "data", "train"},

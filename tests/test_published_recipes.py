@@ -213,6 +213,27 @@ SPT_SELECTION = stage("selection", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, de
 DPM_SPT = DPM | SPT_TRANSFER | {"selection.stride": 16}  # the "Full Version" of DPM++'s Table III with an ImageNet ViT
 SPT_STAGES = SPT_SELECTION | stage("metric", 120, GROUPS_OF_4, PICTURES, optimizer=SGD, head_optimizer=SGD, mask_optimizer=SGD)
 
+# OGFR: SGD 0.008, cosine, patterns of 4 coarse parts, lambda 5, gammas 3.0, alpha 0.3, beta 0.4, mu 0.5; the rest TransReID's or
+# ours, where the text is silent (docs/methods/ogfr.md) -------------------------------------------------------------------------
+
+OGFR = ENCODER | HALF | {
+    "camera": True, "stride": 12, "occlusion_aware": True, "distils": True, "erases": "teacher", "decoder": "fixed",
+    "fep_residual": True, "groups": 4, "threshold": 5, "inclusive": False, "label_grid": [64, 32], "mask_loss_grid": [64, 32],
+    "pattern_scale": 3.0, "pattern_dropout": 0.0, "correlation_scale": 10.0, "visibility_rule": "argmax", "visible_cells": 1,
+    "test_pattern": "labels", "unparsed": "error", "policy.on": True, "policy.weight": 1.0, "policy.start": 2.197,
+    "policy.reward": "dataset", "policy.refresh_every": 10, "policy.reduction": "mean", "policy.certain": 0.05,
+    "policy.centre": False, "policy.random_keep": 0.9, "location.train": "learned", "location.test": "learned",
+    "mse_weight": 1.0, "cosine_weight": 0.5, "student_id_weight": 0.3, "divergence_weight": 0.4, "temperature": 1.0,
+    "distill_sg": True, "teacher_id_weight": 0.3, "encoder_id_weight": 1.0, "triplet_weight": 0.5, "margin": None,
+    "triplet_feature": "before", "mask_weight": 1.0, "label_smoothing": 0.0, "test_feature": "before",
+}  # fmt: skip
+OBSTACLE = {
+    "augment.flip": 0.5, "augment.pad": 10, "augment.erasing": 0.0, "augment.jitter": [0.0] * 4,
+    "augment.occlusion.kind": "obstacle", "augment.occlusion.probability": 0.5, "augment.occlusion.area": [0.1, 0.5],
+    "augment.occlusion.jitter": 0.5, "augment.occlusion.flip": 0.5, "augment.occlusion.rectangles": False,
+}  # fmt: skip
+OGFR_STAGE = stage("main", 120, GROUPS_OF_4, OBSTACLE, optimizer=SGD)
+
 RECIPES = {}  # "config:argument" -> (settings of the method, of the stages)
 for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
     given = f"dataset={dataset}"
@@ -236,6 +257,10 @@ for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
         # No loss of the scores on DukeMTMC-reID.
         f"fed:{given}": (FED | ({"score_weights": [0.0, 0.0]} if dataset == "dukemtmc" else {}), FED_STAGE),
         f"dpeformer:{given}": (DPEFORMER, DPEFORMER_STAGE),
+        # Stride 11 on Occluded-Duke; no cameras where the network is not tested on those that it is trained with.
+        f"ogfr:{given}": (
+            OGFR | {"stride": 11 if dataset == "occluded_duke" else 12, "camera": dataset != "occluded_reid"}, OGFR_STAGE
+        ),
         f"dpm_pp:{given}": (DPM_PP | hard, DPM_PP_STAGES),
         f"dpm_pp:{given},triplet=soft": (DPM_PP | hard | {"margin": None, "selection.margin": None}, DPM_PP_STAGES),
         f"dpm_pp:{given},recipe=spt": (SPT | hard, SPT_STAGES),
@@ -263,6 +288,12 @@ RECIPES |= {
     "dpeformer:dataset=occluded_duke,preset=official": (
         DPEFORMER_OFFICIAL, stage("main", 120, GROUPS_OF_4, ERASED, optimizer=SGD)
     ),
+    "ogfr:dataset=occluded_duke,row=baseline": (
+        OGFR | {
+            "stride": 11, "occlusion_aware": False, "distils": False, "erases": "none", "triplet_weight": 1.0,
+        }, OGFR_STAGE
+    ),
+    "ogfr:dataset=market1501,row=threshold_0": (OGFR | {"threshold": 0, "inclusive": True}, OGFR_STAGE),
     "dpm_pp:dataset=occluded_duke,recipe=dpm": (DPM | {"cosine_margin": 0.5, "stride": 11}, dpm_stage(150)),
     "dpm_pp:dataset=occluded_duke,recipe=dpm_spt": (
         DPM_SPT | {"cosine_margin": 0.5, "stride": 11}, SPT_SELECTION | dpm_stage(150)

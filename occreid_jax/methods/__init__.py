@@ -19,6 +19,7 @@ NAMES = {
     "dpm_pp": "occreid_jax.methods.dpm_pp:DPMPP",
     "fed": "occreid_jax.methods.fed:FED",
     "dpeformer": "occreid_jax.methods.dpeformer:DPEFormer",
+    "ogfr": "occreid_jax.methods.ogfr:OGFR",
 }
 
 

@@ -149,6 +149,10 @@ class MethodBase:
         """Scores float32 [B, h, w] that a perfect localisation would give, of body-part labels uint8 [B, H, W]."""
         raise AttributeError(f"{type(self).__name__} localises nothing")
 
+    def true_location_at(self, parts: Array, when: str) -> Array:
+        """`true_location` at "train" or "test", float32 [B, h, w]; the same, unless a method localises two things."""
+        return self.true_location(parts)
+
     def location(self, batch: Batch, when: str, key: Array, parts: str = "parts") -> Array | None:
         """Scores float32 [B, h, w] in place of the learned ones, or None for these. ``when`` is "train" or "test".
 
@@ -159,10 +163,10 @@ class MethodBase:
         if source == "learned":
             return None
         if source == "truth":
-            return self.true_location(batch[parts])
+            return self.true_location_at(batch[parts], when)
         if source == "constant":
             return batch[locations.MEAN]
-        return locations.random_scores(key, batch["index"], self.location_grid)
+        return locations.random_scores(key, batch["index"], self.location_grid_at(when))
 
     def location_of(self, batch: Batch, role: str) -> Array | None:
         """`location` outside of a training step: of pictures of the training set, or of "query" or "gallery"."""
@@ -177,9 +181,13 @@ class MethodBase:
 
     @property
     def location_grid(self) -> tuple[int, int]:
-        """Rows and columns (h, w) of `true_location`."""
+        """Rows and columns (h, w) of `true_location`, in training where the ends differ."""
+        return self.location_grid_at("train")
+
+    def location_grid_at(self, when: str) -> tuple[int, int]:
+        """Rows and columns (h, w) of `true_location_at`."""
         parts = jax.ShapeDtypeStruct((1, *self.meta.image_size), np.uint8)
-        return jax.eval_shape(self.true_location, parts).shape[1:]
+        return jax.eval_shape(lambda parts: self.true_location_at(parts, when), parts).shape[1:]
 
     def transform(self, batch: dict) -> dict:
         """The test transform: uint8 image to normalised float32."""

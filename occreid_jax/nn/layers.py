@@ -190,6 +190,7 @@ class Attention(nn.Module):
     dropout: float = 0.0  # of the attention weights, in training
     deviations: Deviations = Deviations()
     kernel: str = "auto"  # as `occreid_jax.nn.attention.attend` chooses it
+    fixed: int = 0  # so many of the first tokens gather nothing: what they give is their own value
 
     @nn.compact
     def __call__(
@@ -204,6 +205,8 @@ class Attention(nn.Module):
             out, cls_logits = attend_apart(query, key, value, self.heads, scale)
         else:
             out, cls_logits = self.attend(query, key, value, scale, train, mask, return_cls_logits)
+            if self.fixed:
+                out = jnp.concatenate([value[:, : self.fixed], out[:, self.fixed :]], axis=1)
         proj = nn.Dense(width, dtype=self.dtype, kernel_init=trunc_normal(self.deviations.proj), name="proj")
         return jax.tree.map(proj, out), cls_logits if return_cls_logits else None
 
@@ -248,7 +251,8 @@ class Mlp(nn.Module):
 class Block(nn.Module):
     """Pre-norm transformer block: x += attention(norm(x)); x += mlp(norm(x)), each with drop path, of `Tokens` in either form.
 
-    Randomness (drop path and dropout) comes from the stream "dropout".
+    Without ``residual`` mlp(norm(attention(x))) and nothing else. Randomness (drop path and dropout) comes from the stream
+    "dropout".
     """
 
     heads: int
@@ -263,6 +267,8 @@ class Block(nn.Module):
     attention_dropout: float = 0.0
     deviations: Deviations = Deviations()
     attention_kernel: str = "auto"
+    fixed: int = 0  # as in `Attention`
+    residual: bool = True
 
     @nn.compact
     def __call__(
@@ -271,13 +277,16 @@ class Block(nn.Module):
         width = jax.tree.leaves(x)[0].shape[-1]
         attention = Attention(
             self.heads, self.dtype, self.qkv_bias, self.attention_scale, self.attention_dropout, self.deviations,
-            self.attention_kernel, name="attn",
+            self.attention_kernel, self.fixed, name="attn",
         )  # fmt: skip
+        mlp = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, self.deviations, name="mlp")
+        if not self.residual:
+            y, cls_logits = attention(x, train, mask, return_cls_logits)
+            return mlp(LayerNorm(self.epsilon, self.dtype, name="norm2")(y), train), cls_logits
         y = jax.tree.map(LayerNorm(self.epsilon, self.dtype, name="norm1"), x)
         y, cls_logits = attention(y, train, mask, return_cls_logits)
         y = jax.tree.map(nn.Dropout(self.dropout, deterministic=not train), y)
         x = jax.tree.map(jnp.add, x, DropPath(self.drop_path)(y, train))
         y = jax.tree.map(LayerNorm(self.epsilon, self.dtype, name="norm2"), x)
-        mlp = Mlp(width * self.mlp_ratio, self.dtype, self.activation, self.dropout, self.deviations, name="mlp")
         y = jax.tree.map(lambda y: mlp(y, train), y)
         return jax.tree.map(jnp.add, x, DropPath(self.drop_path)(y, train)), cls_logits

@@ -228,11 +228,12 @@ class ViT(nn.Module):
         """Images [B, H, W, 3] -> patch tokens [B, N, D], before cls, positions and camera."""
         return self.patch_embed(images)
 
-    def assemble(self, patches: Array, camids: Array | None = None) -> Array:
+    def assemble(self, patches: Array, camids: Array | None = None, vectors: Array | None = None) -> Array:
         """Patch tokens -> [cls; extra; patches; registers] + positions (+ camera), normalised if ``pre_norm``, [B, T, D].
 
         Extra tokens and registers get no position: a learned token plus a learned constant would be the same thing twice.
-        ``camids`` int32 [B] as `camera_vectors` takes them; a ValueError without them where the encoder has cameras.
+        ``camids`` int32 [B] as `camera_vectors` takes them; a ValueError without them where the encoder has cameras. ``vectors``
+        float [B, D] of a method's own are added to every token of their picture, as those of cameras are.
         """
         batch = patches.shape[0]
         width = self.size.width
@@ -257,6 +258,8 @@ class ViT(nn.Module):
         x = jnp.concatenate(pieces, axis=1)
         if self.cameras and self.camera_tokens == "all":
             x = x + camera
+        if vectors is not None:
+            x = x + vectors[:, None].astype(self.dtype)
         return self.norm_pre(x) if self.pre_norm else x
 
     def blocks(
@@ -304,13 +307,14 @@ class ViT(nn.Module):
         return self.from_patches(self.embed_patches(images), camids, train, return_cls_logits)
 
     def from_patches(
-        self, patches: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False
-    ) -> ViTOutput:
+        self, patches: Array, camids: Array | None = None, train: bool = False, return_cls_logits: bool = False,
+        vectors: Array | None = None,
+    ) -> ViTOutput:  # fmt: skip
         """What ``__call__`` does after `embed_patches`, for methods that change the patch tokens [B, N, D] first.
 
         Registers have done their work after the last block: nothing that is given back has them.
         """
-        x, taps, cls_logits = self.blocks(self.assemble(patches, camids), train, 0, None, return_cls_logits)
+        x, taps, cls_logits = self.blocks(self.assemble(patches, camids, vectors), train, 0, None, return_cls_logits)
         if self.registers:
             x, cls_logits = x[:, : -self.registers], None if cls_logits is None else cls_logits[..., : -self.registers]
             taps = tuple(tap[:, : -self.registers] for tap in taps)
@@ -340,6 +344,8 @@ def transformer_block(
     activation: Callable[[Array], Array] = gelu,
     deviations: Deviations | None = None,
     attention_kernel: str = "auto",
+    fixed: int = 0,
+    residual: bool = True,
 ) -> Block:
     """One block of an encoder of this size; ``remat`` computes it again in the backward pass instead of keeping its insides."""
     block = nn.remat(Block, static_argnums=(2, 4)) if remat else Block
@@ -347,7 +353,7 @@ def transformer_block(
         size.heads, size.mlp_ratio, drop_path, epsilon, dtype, activation,
         qkv_bias=size.qkv_bias, attention_scale=size.attention_scale,
         dropout=dropout, attention_dropout=attention_dropout, deviations=deviations or Deviations(),
-        attention_kernel=attention_kernel, name=name,
+        attention_kernel=attention_kernel, fixed=fixed, residual=residual, name=name,
     )  # fmt: skip
 
 

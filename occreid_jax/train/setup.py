@@ -103,18 +103,20 @@ class Setup:
             self.reporter.line(f"occluders: {len(self.library.sides):,} {f'from {folder}' if folder else self.drawn}")
         return dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True))
 
-    @functools.cached_property
-    def location_mean(self) -> np.ndarray:
-        """float32 [h, w]: the mean of what a perfect localisation gives for the training pictures, `Method.true_location`."""
+    def location_mean(self, when: str) -> np.ndarray:
+        """float32 [h, w]: the mean over the training pictures of what a perfect localisation gives, `Method.true_location_at`."""
         if not len(self.dataset.train):
             raise UserError(
                 f"{self.dataset.name} as opened here has no training pictures, of which the source 'constant' is the mean; set "
                 "config.method.location to learned, random or truth"
             )
-        located = jax.jit(self.method.true_location, out_shardings=self.devices.replicated)
+        if (key := ("train", f"{MEAN}, {when}", "")) in self.opened:
+            return self.opened[key]
+        located = jax.jit(lambda parts: self.method.true_location_at(parts, when), out_shardings=self.devices.replicated)
         columns = {"truth": self.table("train", "truth", "")}
         maps = run_pass(lambda batch: located(batch["truth"]), columns, self.config.evaluation.batch_size, self.devices)
-        return maps.mean(axis=0, dtype=np.float64).astype(np.float32)
+        self.opened[key] = maps.mean(axis=0, dtype=np.float64).astype(np.float32)
+        return self.opened[key]
 
     def without_labels(self) -> list[str]:
         """A sentence for every split with pictures that have no body-part labels, where the method asks for labels."""
@@ -166,7 +168,8 @@ class Setup:
         if name == "parts" and parsing.kind == labels.NONE:
             return np.broadcast_to(np.uint8(0), (len(split), *self.meta.image_size))
         if name == MEAN:
-            return np.broadcast_to(self.location_mean, (len(split), *self.location_mean.shape))
+            mean = self.location_mean("train" if role == "train" else "test")
+            return np.broadcast_to(mean, (len(split), *mean.shape))
         with self.reporter.task(f"reading {role} {name}", len(split)) as task:
             if name == "truth" or name == "parts" and parsing.kind == labels.TRUTH:
                 table = tables.build_parts_table(self.dataset, role, self.meta.image_size, self.cache, task)

@@ -22,6 +22,8 @@ from occreid_jax.types import Meta, Method
 from occreid_jax.weights.port import read_ported
 from occreid_jax.weights.trees import flatten, merge, resized, shorten, unflatten
 
+PLACES = ("pos_embed", "mask_tokens")  # parameters with a row for every patch
+
 
 def initial_model(method: Method, config, tell: Callable[[str], None] = lambda line: None) -> tuple[Any, Any]:
     """``(params, extra)`` before the first step.
@@ -98,11 +100,12 @@ def same_cameras(meta: Meta, trained: Meta) -> bool:
 
 
 def resized_positions(method: Method, params: Any, given: Mapping[str, Any], workdir: Path) -> dict[str, np.ndarray]:
-    """The position embeddings among the ``given`` parameters of a run that stand for another grid, on this method's grids."""
+    """The position embeddings among the ``given`` parameters of a run that stand for another grid, on this method's grids; and
+    the learned tokens of every place, which have no row for a class token."""
     target = flatten(params)
     other = [
         path for path in given
-        if path.endswith("pos_embed") and path in target and np.shape(given[path]) != np.shape(target[path])
+        if path.endswith(PLACES) and path in target and np.shape(given[path]) != np.shape(target[path])
     ]  # fmt: skip
     if not other:
         return {}
@@ -111,7 +114,8 @@ def resized_positions(method: Method, params: Any, given: Mapping[str, Any], wor
     for path in other:
         encoder = next((name for name in method.grids if path.startswith(f"{name}/") and name in trained), None)
         if encoder is not None and np.shape(given[path])[-1] == np.shape(target[path])[-1]:
-            found[path] = resized(np.asarray(given[path]), trained[encoder], method.grids[encoder])
+            prefix = 1 if path.endswith("pos_embed") else 0
+            found[path] = resized(np.asarray(given[path]), trained[encoder], method.grids[encoder], prefix)
     return found
 
 

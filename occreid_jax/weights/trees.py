@@ -74,8 +74,8 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
 
     ``weights`` are an encoder's own paths, or those of a whole CLIP, of which the image tower is taken. They may carry ``grid``
     int [2], the rows and columns their positions stand for; without it the grid is taken as square. Camera embeddings are this
-    dataset's own and keep their initial values, and so do registers that the weights have none of; CLIP's projection is left out
-    where the encoder has none.
+    dataset's own and keep their initial values, and so do extra tokens, and registers that the weights have none of; CLIP's
+    projection is left out where the encoder has none.
     """
     given = flatten(weights)
     source_grid = given.pop("grid", None)
@@ -95,21 +95,21 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
     projected = "projection" in target
     if not projected:
         given.pop("projection", None)
-    return merge(params, given, skip=rf"^(camera_embed|{REGISTERS})$", source="pretrained weights")
+    return merge(params, given, skip=rf"^(camera_embed|part_tokens|{REGISTERS})$", source="pretrained weights")
 
 
-def resized(positions: np.ndarray, source_grid: Any, grid: tuple[int, int]) -> np.ndarray:
-    """Positions [1, 1 + N, D] on ``grid``; ``source_grid`` None stands for a square."""
+def resized(positions: np.ndarray, source_grid: Any, grid: tuple[int, int], prefix: int = 1) -> np.ndarray:
+    """Positions [1, prefix + N, D] on ``grid``; ``source_grid`` None stands for a square."""
     if positions.ndim != 3:
         raise UserError(f"pretrained weights have positions of shape {positions.shape} instead of [1, tokens, width]")
-    patches = positions.shape[1] - 1
+    patches = positions.shape[1] - prefix
     if source_grid is None:
         side = int(round(patches**0.5))
         if side * side != patches:
             raise UserError(f"pretrained weights have {patches} positions, which is no square grid; store 'grid' beside them")
         source_grid = (side, side)
     source_grid = tuple(int(x) for x in source_grid)
-    return np.asarray(jax.device_get(resize_positions(jnp.asarray(positions), source_grid, grid)))
+    return np.asarray(jax.device_get(resize_positions(jnp.asarray(positions), source_grid, grid, prefix)))
 
 
 def merge_clip(

@@ -39,12 +39,16 @@ CASES = {
     "dpeformer_baseline": "dpeformer:dataset=occluded_duke,row=baseline",
     "dpeformer_official": "dpeformer:dataset=occluded_duke,preset=official",
     "dpeformer_rem": "dpeformer:dataset=occluded_duke,row=rem",
+    "ogfr": "ogfr:dataset=occluded_duke",
+    "ogfr_baseline": "ogfr:dataset=occluded_duke,row=baseline",
+    "ogfr_single": "ogfr:dataset=occluded_duke,row=single_branch",
 }
 STAGES = {
     "baseline": ["main"], "transreid": ["main"], "clip_pretraining": ["masked", "whole"], "clip_reid": ["prompts", "finetune"],
     "clip_reid_rn50": ["prompts", "finetune"], "dpm_pp": ["prompts", "selection", "metric"], "dpm": ["metric"],
     "spt": ["selection", "metric"], "fed": ["main"], "fed_baseline": ["main"], "dpeformer": ["main"],
     "dpeformer_baseline": ["main"], "dpeformer_official": ["main"], "dpeformer_rem": ["main"],
+    "ogfr": ["main"], "ogfr_baseline": ["main"], "ogfr_single": ["main"],
 }  # fmt: skip
 PADDED = {("clip_reid_rn50", "finetune"): 0.02, ("dpm_pp", "metric"): 0.02, ("dpm", "metric"): 0.02}  # more is allowed here
 
@@ -64,6 +68,8 @@ def tables(case: str, stage) -> dict:
     size = built(case)[0].meta.image_size
     shapes = {
         "image": ((IMAGES, *size, 3), jnp.uint8),
+        "parts": ((IMAGES, *size), jnp.uint8),
+        "parsed": ((IMAGES,), jnp.bool_),
         "caption": ((IMAGES, 4, clip_pretraining.TOKENS), jnp.int32),
         "camid": ((IMAGES,), jnp.int32),
         "label": ((IMAGES,), jnp.int32),

@@ -63,6 +63,8 @@ def test_one_full_size_step(name, stage, capsys):
     rng = np.random.default_rng(0)
     columns = {
         "image": rng.integers(0, 256, (64, 256, 128, 3), np.uint8),
+        "parts": rng.integers(0, 9, (64, 256, 128), np.uint8),
+        "parsed": np.ones(64, bool),
         "caption": rng.integers(1, 100, (64, 4, 32), np.int32),
         "camid": np.zeros(64, np.int32),
         "label": np.repeat(np.arange(32), 2).astype(np.int32),

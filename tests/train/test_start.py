@@ -33,6 +33,7 @@ BOUND = {
         *(f"heads/part_{number}/classifier/kernel" for number in range(4)),
     ],
     "clip_pretraining": [],
+    "ogfr": [f"heads/{name}/classifier/kernel" for name in ("encoder", "global", *(f"part_{part}" for part in range(1, 9)))],
 }
 
 
@@ -127,7 +128,7 @@ def test_vectors_of_other_cameras_start_anew(stored):
 POSITIONS = {
     "baseline": ["backbone/pos_embed"], "transreid": ["backbone/pos_embed"], "fed": ["backbone/pos_embed"],
     "dpeformer": ["backbone/pos_embed"], "clip_reid": ["visual/pos_embed"], "clip_pretraining": ["visual/pos_embed"],
-    "dpm_pp": ["selection/encoder/pos_embed", "visual/pos_embed"],
+    "dpm_pp": ["selection/encoder/pos_embed", "visual/pos_embed"], "ogfr": ["backbone/pos_embed", "teacher/mask_tokens"],
 }  # fmt: skip
 
 
@@ -137,7 +138,8 @@ def test_positions_are_resized_to_another_picture_size(stored, name):
     found, _, _, _, lines = start(name, folder, dataclasses.replace(TRAINED, image_size=(96, 32)))
     assert lines == [f"note: the positions of {folder} are resized to this run's patches: {', '.join(POSITIONS[name])}"]
     for path, value in found.items():
-        expected = resize_positions(params[path], (4, 2), (6, 2)) if path in POSITIONS[name] else params[path]
+        prefix = 1 if path.endswith("pos_embed") else 0
+        expected = resize_positions(params[path], (4, 2), (6, 2), prefix) if path in POSITIONS[name] else params[path]
         np.testing.assert_allclose(value, expected, rtol=1e-6, atol=1e-6, err_msg=path)
 
 
