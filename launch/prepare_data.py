@@ -4,6 +4,7 @@
     python launch/prepare_data.py doctor --dataset=market1501 --root=DIR                       examine a dataset
     python launch/prepare_data.py tables --dataset=market1501 --root=DIR                       decode it now, not at the first run
     python launch/prepare_data.py occluders --from=SOURCE --out=DIR ...                        make a library of occluders
+    python launch/prepare_data.py parsing --pictures=DIR --out=DIR                             label body parts of own pictures
 
 Training does the first three by itself; the commands are for looking first, or for machines that prepare once for many runs.
 
@@ -43,10 +44,13 @@ WIDTH = flags.DEFINE_integer("width", 128, "picture width in pixels, for tables"
 CACHE = flags.DEFINE_string("cache", None, "where tables go (default: <root>/.tables)")
 SOURCES = ("rendered", "folder", "annotations", "list", "sam")
 FROM = flags.DEFINE_enum("from", "rendered", SOURCES, "what occluders are made from")
-PICTURES = flags.DEFINE_string("pictures", None, "occluders: folder of the pictures to cut from; all folders below it count")
+PICTURES = flags.DEFINE_string("pictures", None, "occluders, parsing: folder of the pictures; all folders below it count")
 ANNOTATIONS = flags.DEFINE_string("annotations", None, "occluders from annotations: JSON file in COCO's format")
 LIST = flags.DEFINE_string("list", None, "occluders from a list: text file, paths count from its folder")
-MODEL = flags.DEFINE_string("model", None, "occluders from sam: folder of a SAM model in transformers' format")
+MODEL = flags.DEFINE_string(
+    "model", None, "occluders from sam: folder of a SAM model in transformers' format; parsing: folder or hub name of a model "
+    "for semantic segmentation of people (default: mattmdjaga/segformer_b2_clothes)"
+)
 KIND = flags.DEFINE_enum("kind", "cutout", ["cutout", "overlay"], "occluders from a folder: cut out, or whole frames as they are")
 SIDE = flags.DEFINE_integer("side", 96, "occluders: side in pixels to which each is stretched", lower_bound=8, upper_bound=1024)
 COUNT = flags.DEFINE_integer("count", 0, "occluders: how many at most (0: 540 rendered ones, 10,000 of others)", lower_bound=0)
@@ -139,6 +143,25 @@ def render(reporter) -> None:
     reporter.line(f"written: {folder}")
 
 
+def label(reporter) -> None:
+    """The sub-command ``parsing``."""
+    from pathlib import Path
+
+    from occreid_jax.data import parsing_model
+    from occreid_jax.errors import UserError, listed
+
+    if not (PICTURES.value and OUT.value):
+        raise UserError("parsing needs --pictures=DIR, the folder of the pictures, and --out=DIR, a folder for their labels")
+    name = MODEL.value or parsing_model.DEFAULT
+    model = parsing_model.parsing_model(name)
+    with reporter.task("labelling body parts", 0) as task:
+        pictures = Path(PICTURES.value), Path(OUT.value)
+        written, left_out = parsing_model.label_pictures(*pictures, model, name, task)
+    if left_out:
+        reporter.line(f"left out: {len(left_out):,} pictures that cannot be read: {listed(left_out)}")
+    reporter.line(f"{written:,} label maps written to {OUT.value}; use them with --config.data.parsing={OUT.value}")
+
+
 def open_named():
     """The dataset that --dataset and --root name."""
     from pathlib import Path
@@ -186,7 +209,7 @@ def main() -> None:
     ACTIONS[ACTION](Reporter())
 
 
-ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library}
+ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library, "parsing": label}
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
