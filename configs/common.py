@@ -24,6 +24,7 @@ DATASETS = {
     "msmt17": dict(image_size=(256, 128), identities=1041, cameras=15, images=32621),
     "folder": dict(image_size=(256, 128), identities=100, cameras=2, images=1000),
 }
+SMALL_IMAGE = (128, 64)  # of own pictures with size=small, for which the tiny CLIPs are made
 
 
 GRIDS = {"coarse": 16, "fine": 8}
@@ -38,6 +39,7 @@ EPOCHS = {  # of small encoders, by their start; on the fine grid a step costs t
 TWIN_EPOCHS = {  # for twins
     "tiny_clip": {"demo": 12, "small": 6}, "tiny_clip_fine": {"demo": 8, "small": 4}, "nothing": {"demo": 18, "small": 9},
 }  # fmt: skip
+OWN_EPOCHS = 40
 
 
 def parse_arg(arg: str | None, **defaults) -> ml_collections.ConfigDict:
@@ -86,7 +88,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
     """Seed, data, evaluation, checkpoints and logging. ``arg`` holds dataset, size, split (the last two for synthetic)."""
     if arg.dataset not in DATASETS:
         raise ValueError(f"unknown dataset '{arg.dataset}'; known: {', '.join(sorted(DATASETS))}")
-    synthetic = arg.dataset == "synthetic"
+    synthetic, own = arg.dataset == "synthetic", arg.dataset == "folder" and arg.size == "small"
     preset = DATASETS[arg.dataset]
     full_size = synthetic and arg.size == "full"
     config = ml_collections.ConfigDict()
@@ -100,13 +102,13 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         name=arg.dataset,
         root="data",  # where real datasets lie; the environment variable OCCREID_DATA wins over this default
         cache="",  # decoded tables; empty: <root>/.tables
-        size=arg.size if synthetic else "",
+        size=arg.size if synthetic or own else "",
         split=arg.split if synthetic else "",
         synthetic_seed=0,
         protocol="",  # which of a dataset's protocols (docs/datasets.md); empty: its first
         trial=0,  # the protocol half100 of occluded_reid: which half of the identities is drawn
         camera="none",  # folder datasets: "none" or "name" (a _c<number> in the file name)
-        image_size=(256, 128) if full_size else preset["image_size"],
+        image_size=(256, 128) if full_size else SMALL_IMAGE if own else preset["image_size"],
         train_filter="bicubic",  # the originals train on bicubic and test on bilinear pictures
         test_filter="bilinear",
         resident="auto",  # keep the training table in device memory: auto | always | never (stream it through Grain)
@@ -213,6 +215,8 @@ def small_stage(config: ml_collections.ConfigDict, arg: ml_collections.ConfigDic
     main.sampler = identity_sampler(8, 4)
     main.augment.pad = 5
     main.epochs = (TWIN_EPOCHS if twins else EPOCHS)[start or "nothing"].get(arg.size, 8)
+    if config.data.name == "folder":
+        main.epochs = OWN_EPOCHS  # a few hundred pictures make a few steps an epoch; lower it for thousands
     main.optimizer = small_optimizer(bool(start))
     config.init.weights = start
 
@@ -240,8 +244,9 @@ def change(config: ml_collections.ConfigDict, changes: dict, stages: tuple[str, 
 
 
 def is_small(config: ml_collections.ConfigDict) -> bool:
-    """Whether this is the embedded benchmark at a size that a laptop trains in minutes."""
-    return config.data.name == "synthetic" and max(config.data.image_size) < 256
+    """Whether this is something that a laptop trains in minutes: the embedded benchmark at a small size, or own pictures with
+    ``size=small``."""
+    return config.data.name in ("synthetic", "folder") and max(config.data.image_size) < 256
 
 
 def sgd(**changes) -> dict:

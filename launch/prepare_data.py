@@ -4,7 +4,9 @@
     python launch/prepare_data.py doctor --dataset=market1501 --root=DIR                       examine a dataset
     python launch/prepare_data.py tables --dataset=market1501 --root=DIR                       decode it now, not at the first run
     python launch/prepare_data.py occluders --from=SOURCE --out=DIR ...                        make a library of occluders
-    python launch/prepare_data.py parsing --pictures=DIR --out=DIR                             label body parts of own pictures
+    python launch/prepare_data.py people --root=DIR --pattern=PATTERN                          look at own pictures, and split
+    them python launch/prepare_data.py parsing --pictures=DIR --out=DIR                             label body parts of own
+    pictures
 
 Training does the first three by itself; the commands are for looking first, or for machines that prepare once for many runs.
 
@@ -17,6 +19,11 @@ Sources of a library, each with --out=DIR and, if wanted, --side and --count:
     --from=list --list=FILE.txt --source=TEXT --licence=TEXT         opaque rectangles: lines "path" or "path x y width height"
     --from=sam --pictures=DIR --model=DIR --source=TEXT --licence=TEXT
                                                                      what Segment Anything finds, with a model on this machine
+
+Own pictures are read as a folder per identity, or by a pattern of their names: --pattern='{camera}_{identity}_*' takes
+"gate2_anna_17.jpg" for a picture of anna by camera gate2. The command shows what it understood and what it could not read; "
+"--write leaves it as people.csv
+beside the pictures, which --config=configs/baseline.py:dataset=folder,size=small --config.data.root=DIR then reads.
 
 --source and --licence say where the pictures come from and on what terms; both are stored with every occluder.
 """
@@ -31,7 +38,7 @@ from absl import flags
 
 SIZE = flags.DEFINE_enum("size", "demo", ["demo", "small", "full", "pretrain"], "size of the synthetic benchmark")
 SPLIT = flags.DEFINE_enum("split", "occluded", ["occluded", "holistic"], "split of the synthetic benchmark")
-SEED = flags.DEFINE_integer("seed", 0, "seed of the synthetic benchmark or the rendered occluders", lower_bound=0)
+SEED = flags.DEFINE_integer("seed", 0, "seed of the benchmark, the occluders or the split of people", lower_bound=0)
 OUT = flags.DEFINE_string("out", None, "folder to write the synthetic benchmark or the library of occluders to")
 SHEET = flags.DEFINE_string("sheet", None, "also draw a contact sheet of the synthetic benchmark into this PNG file")
 DATASET = flags.DEFINE_string("dataset", None, "dataset to examine or decode, by its name in docs/datasets.md")
@@ -42,6 +49,8 @@ CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets:
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)
 WIDTH = flags.DEFINE_integer("width", 128, "picture width in pixels, for tables", lower_bound=8)
 CACHE = flags.DEFINE_string("cache", None, "where tables go (default: <root>/.tables)")
+PATTERN = flags.DEFINE_string("pattern", None, "people: how names tell who it is, such as {camera}_{identity}_*")
+WRITE = flags.DEFINE_bool("write", False, "people: write people.csv beside the pictures")
 SOURCES = ("rendered", "folder", "annotations", "list", "sam")
 FROM = flags.DEFINE_enum("from", "rendered", SOURCES, "what occluders are made from")
 PICTURES = flags.DEFINE_string("pictures", None, "occluders, parsing: folder of the pictures; all folders below it count")
@@ -162,6 +171,39 @@ def label(reporter) -> None:
     reporter.line(f"{written:,} label maps written to {OUT.value}; use them with --config.data.parsing={OUT.value}")
 
 
+def tell_people(reporter) -> None:
+    """The sub-command ``people``."""
+    from pathlib import Path
+
+    from occreid_jax.data import people
+    from occreid_jax.errors import DataError, UserError
+
+    if not ROOT.value:
+        raise UserError("people needs --root=DIR, the folder of the pictures")
+    root = Path(ROOT.value)
+    paths, left_out = people.pictures_below(root)
+    table, strangers = root / people.FILE, []
+    if table.is_file() and not WRITE.value:
+        rows = people.read_table(table)
+        named = {row.path for row in rows}
+        strangers = [path for path in paths if path not in named]
+    else:
+        rows, strangers = people.rows_by_pattern(paths, PATTERN.value) if PATTERN.value else people.rows_by_folder(paths)
+    divided = people.split(rows, SEED.value) if rows else []
+    for line in people.preview(divided, strangers, left_out):
+        reporter.line(line)
+    if not rows:
+        raise DataError(f"{root}: no picture was understood; give --pattern, such as --pattern='{{camera}}_{{identity}}_*'")
+    people.checked(list(rows), root)
+    if not any(row.split for row in rows):
+        reporter.line(f"split by seed {SEED.value}: {people.RULE}")
+    if WRITE.value:
+        people.write_table(table, divided)
+        reporter.line(f"written: {table}")
+    elif not table.is_file():
+        reporter.line(f"nothing is written; --write leaves this as {table}")
+
+
 def open_named():
     """The dataset that --dataset and --root name."""
     from pathlib import Path
@@ -209,7 +251,8 @@ def main() -> None:
     ACTIONS[ACTION](Reporter())
 
 
-ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library, "parsing": label}
+ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library, "parsing": label,
+           "people": tell_people}  # fmt: skip
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import hashlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -215,20 +215,34 @@ def summarise(metrics: RankMetrics, dataset: Dataset) -> dict[str, Any]:
         "skipped_queries": metrics.skipped_queries,
         "tied_first_hits": metrics.tied_first_hits,
         "per_occlusion": {},
+        "per_covered": {},
         "selection": {},
         "comparisons": {},
     }
     if dataset.truth is not None:
-        occlusions = np.array([record.occlusion for record in read_truth(dataset, "query")])
-        for kind in sorted(set(occlusions.tolist())):
-            chosen = metrics.queries[(occlusions == kind) & metrics.queries["valid"]]
-            if len(chosen):
-                results["per_occlusion"][kind] = {
-                    "queries": len(chosen),
-                    "mAP": percent(chosen["average_precision"].mean()),
-                    "rank1": percent((chosen["first_hit"] == 1).mean()),
-                }
+        records = read_truth(dataset, "query")
+        results["per_occlusion"] = per_group(metrics, [record.occlusion for record in records])
+        covered = np.array([record.covered_fraction for record in records])
+        results["per_covered"] = per_group(metrics, [f"{10 * tenth} to {10 * tenth + 10} %" for tenth in tenths(covered)])
     return results
+
+
+def per_group(metrics: RankMetrics, groups: Sequence[str]) -> dict[str, dict[str, float]]:
+    """Number of queries, mAP and rank 1 in percent of each group of queries, by name; ``groups`` names every query's. Queries
+    without a match are left out, as everywhere."""
+    found, groups = {}, np.array(groups)
+    for name in sorted(set(groups.tolist())):
+        chosen = metrics.queries[(groups == name) & metrics.queries["valid"]]
+        if len(chosen):
+            precision, first = chosen["average_precision"].mean(), (chosen["first_hit"] == 1).mean()
+            measured = {name: round(100.0 * float(value), 4) for name, value in (("mAP", precision), ("rank1", first))}
+            found[name] = {"queries": len(chosen)} | measured
+    return found
+
+
+def tenths(fractions: np.ndarray) -> np.ndarray:
+    """int64 [N], 0 .. 9: which tenth of the whole a fraction float [N] in 0 .. 1 lies in; a border belongs to the upper one."""
+    return np.clip(np.floor(10.0 * np.asarray(fractions, np.float64) + 1e-9).astype(np.int64), 0, 9)
 
 
 def parameters_hash(*trees: Any) -> str:

@@ -50,6 +50,7 @@ def write_report(workdir: Path, setup: Setup, params: Any, extra: Any, beside: S
         again=summary.run_again(stored),
         training=summary.training_charts(workdir),
         learning=summary.learning_chart(workdir),
+        covered=summary.covered_chart(results),
         cmc=cmc,
         histogram=histogram,
         groups=groups,

@@ -75,7 +75,7 @@ def read_results(workdir: Path, setup: Setup, params: Any, extra: Any) -> tuple[
             )
     if results["parameters_sha256"] != parameters_hash(params, extra):
         raise UserError(f"{workdir}/results.json belongs to other parameters than the last checkpoint; {remedy}")
-    return {"comparisons": {}} | results, evaluation
+    return {"comparisons": {}, "per_covered": {}} | results, evaluation
 
 
 def facts(workdir: Path, setup: Setup, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -194,6 +194,18 @@ def result_charts(evaluation: Mapping[str, np.ndarray]) -> tuple[Any, Any]:
     mean = float(precision.mean())
     alt = f"histogram of the average precision of {len(precision)} queries, mean {mean:.1f} percent"
     return curve, histogram(counts, edges, alt, "average precision of a query, percent", mark=mean)
+
+
+def covered_chart(results: Mapping[str, Any]) -> Any:
+    """mAP and R-1 over the covered share of the queries' people, of `evaluate.per_group`; empty with fewer than two tenths."""
+    rows = results["per_covered"]
+    if len(rows) < 2:
+        return ""
+    middles = [int(name.partition(" ")[0]) + 5 for name in rows]
+    values = {heading: [row[name] for row in rows.values()] for name, heading in (("mAP", "mAP"), ("rank1", "R-1"))}
+    series = [Series(heading, middles, own) for heading, own in values.items()]
+    alt = "mAP and rank-1 in percent over the share of the person that is covered"
+    return line_chart(series, alt, "covered, percent", dots=True)
 
 
 # The config ---------------------------------------------------------------------------------------------------------------

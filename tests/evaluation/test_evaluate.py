@@ -6,8 +6,9 @@ import pytest
 
 from occreid_jax import distributed
 from occreid_jax.errors import UserError
+from occreid_jax.evaluation import rank_metrics
 from occreid_jax.evaluation.embed import embed_split
-from occreid_jax.evaluation.evaluate import Evaluation, evaluate, mean_cosine, parameters_hash
+from occreid_jax.evaluation.evaluate import Evaluation, evaluate, mean_cosine, parameters_hash, per_group, tenths
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.setup import open_setup
 
@@ -64,7 +65,7 @@ def test_results_have_the_promised_names(opened):
     )
     assert list(evaluation.results) == [
         "protocol", "mAP", "mINP", "rank1", "rank5", "rank10", "queries", "gallery", "skipped_queries", "tied_first_hits",
-        "per_occlusion", "selection", "comparisons", "parameters_sha256", "seconds",
+        "per_occlusion", "per_covered", "selection", "comparisons", "parameters_sha256", "seconds",
     ]  # fmt: skip
     assert evaluation.results["queries"] == 24 and evaluation.results["gallery"] == 48
     assert evaluation.metrics.ranked_indices.shape == (24, 20)
@@ -149,3 +150,13 @@ def test_a_network_that_gives_every_picture_the_same_is_told(opened):
 def test_what_casts_doubt_on_a_ranking(likeness, tied, told):
     results = {"tied_first_hits": tied, "queries": 1234, "skipped_queries": 34}
     assert Evaluation(results, None, likeness).doubts == ((told,) if told else ())
+
+
+def test_results_by_the_covered_share():
+    """Queries of two tenths, one without a match: the mean of each tenth's own precisions."""
+    assert tenths(np.array([0, 0.0999, 0.1, 0.3, 0.95, 1.0])).tolist() == [0, 0, 1, 3, 9, 9]
+    labels = np.array([1, 2, 3, 4]), np.array([1, 1, 2, 5, 3]), np.array([0] * 4), np.array([1] * 5)
+    distance = np.array([[1, 3, 2, 4, 5], [2, 1, 3, 4, 5], [1, 2, 3, 4, 5], [1, 2, 3, 4, 5]], np.float32)
+    found = per_group(rank_metrics(distance, *labels), ["a", "b", "b", "b"])
+    assert found["a"] == {"queries": 1, "mAP": round(100 * (1 + 2 / 3) / 2, 4), "rank1": 100.0}
+    assert found["b"] == {"queries": 2, "mAP": round(100 * (1 / 3 + 1 / 5) / 2, 4), "rank1": 0.0}
