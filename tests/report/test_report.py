@@ -20,6 +20,7 @@ from occreid_jax.evaluation.metrics import JUNK
 from occreid_jax.files import read_json, write_json
 from occreid_jax.report import write_report
 from occreid_jax.report.samples import RANKS, WORDS, choose_queries
+from occreid_jax.report.summary import covered_chart
 from occreid_jax.train.records import read_evaluation
 
 SECTIONS = ("results", "curves", "rankings", "attention", "samples", "config")
@@ -74,6 +75,14 @@ def test_page_has_every_section_and_needs_nothing_else(make_run):
     assert "loss over the steps of stage main" in section(text, "curves")
     assert "Learning curve" in text and "CMC" in text
     assert "By kind of occlusion" in section(text, "results")
+    assert re.search(r"By how much of the person is covered.*<td>20 to 30 %</td>", section(text, "results"), re.S)
+
+
+def test_the_covered_share_is_drawn_from_two_tenths_on():
+    rows = {"20 to 30 %": {"queries": 3, "mAP": 40.0, "rank1": 50.0}, "30 to 40 %": {"queries": 1, "mAP": 20.0, "rank1": 0.0}}
+    chart = str(covered_chart({"per_covered": rows}))
+    assert "mAP and rank-1 in percent over the share of the person that is covered" in chart and "<polyline" in chart
+    assert covered_chart({"per_covered": dict(list(rows.items())[:1])}) == ""
 
 
 def test_borders_and_ranks_follow_the_stored_lists(make_run):
