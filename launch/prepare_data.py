@@ -45,6 +45,7 @@ DATASET = flags.DEFINE_string("dataset", None, "dataset to examine or decode, by
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies")
 PROTOCOL = flags.DEFINE_string("protocol", "", "which of that dataset's protocols; empty: its first")
 TRIAL = flags.DEFINE_integer("trial", 0, "protocol half100 of occluded_reid: which half of the identities", lower_bound=0)
+AGAINST = flags.DEFINE_list("against", [], "doctor: other sets as NAME=DIR, for pictures that are in both")
 CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets: no cameras, or _c<number> in the file names")
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)
 WIDTH = flags.DEFINE_integer("width", 128, "picture width in pixels, for tables", lower_bound=8)
@@ -204,6 +205,15 @@ def tell_people(reporter) -> None:
         reporter.line(f"nothing is written; --write leaves this as {table}")
 
 
+def open_set(name: str, root: str):
+    """Another dataset by its name, which may be one that has no training set."""
+    from pathlib import Path
+
+    from occreid_jax.data import readers
+
+    return readers.open_dataset(name, Path(root), need_train=False)
+
+
 def open_named():
     """The dataset that --dataset and --root name."""
     from pathlib import Path
@@ -220,10 +230,20 @@ def open_named():
 
 def examine(reporter) -> None:
     """The sub-command ``doctor``."""
-    from occreid_jax.data import doctor
+    from occreid_jax.data import doctor, terms
+    from occreid_jax.errors import DataError
 
-    for line in doctor.examine(open_named()):
+    try:
+        dataset = open_named()
+    except DataError as error:
+        told = terms.told(DATASET.value or "")
+        raise DataError(f"{error}; {told}" if told and "is obtained" not in str(error) else str(error)) from error
+    for line in (*doctor.examine(dataset), *filter(None, [terms.told(dataset.name)])):
         reporter.line(line)
+    for other in AGAINST.value:
+        name, _, root = other.partition("=")
+        for line in doctor.overlaps(dataset, open_set(name, root or ROOT.value)):
+            reporter.line(line)
 
 
 def decode(reporter) -> None:

@@ -16,6 +16,10 @@ COMMON = {  # of every training: TransReID's code, which all others begin with
     "data.image_size": [256, 128],
     "data.train_filter": "bicubic",
     "data.test_filter": "bilinear",
+    "data.protocol": "",  # a dataset's first
+    "data.trial": 0,
+    "data.parsing": "",
+    "data.parsing_format": "auto",
     "evaluation.flip": False,
     "evaluation.rerank": "",
     "evaluation.expansion": "",

@@ -5,6 +5,8 @@ from __future__ import annotations
 import collections
 import contextlib
 import hashlib
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +158,40 @@ def _duplicates(dataset: Dataset) -> list[str]:
     if not counts:
         return ["no file occurs twice"]
     return [f"{kind}: {count:,} (for example {examples[kind]})" for kind, count in sorted(counts.items())]
+
+
+def overlaps(dataset: Dataset, other: Dataset) -> list[str]:
+    """Pictures that are in two sets, byte for byte: what of one set's training is in the other's test set is a problem, since a
+    model of the one must not be tested on the other."""
+    owners: dict[bytes, list[tuple[int, str, str]]] = collections.defaultdict(list)
+    sizes = [{size for role in _ROLES for _, size in _sizes(getattr(each, role))} for each in (dataset, other)]
+    for number, each in enumerate((dataset, other)):
+        for role in _ROLES:
+            split = getattr(each, role)
+            for row, size in _sizes(split):
+                if size in sizes[1 - number]:
+                    with contextlib.suppress(OSError):
+                        digest = hashlib.sha256((split.root / split.names[row]).read_bytes()).digest()
+                        owners[digest].append((number, role, split.names[row]))
+    counts, examples = collections.Counter(), {}
+    for copies in owners.values():
+        ours, theirs = ([(role, name) for each, role, name in copies if each == number] for number in (0, 1))
+        for (role, name), (their_role, their_name) in itertools.product(dict(ours).items(), dict(theirs).items()):
+            counts[role, their_role] += 1
+            examples.setdefault((role, their_role), f"{name} = {their_name}")
+    lines = []
+    for (role, their_role), count in sorted(counts.items()):
+        problem = PROBLEM if (role == "train") != (their_role == "train") else ""
+        where = f"{role} of {dataset.name} and in {their_role} of {other.name}"
+        lines.append(f"{problem}{count:,} files are in {where} (for example {examples[role, their_role]})")
+    return lines or [f"{dataset.name} and {other.name} have no file in common"]
+
+
+def _sizes(split: Split) -> Iterator[tuple[int, int]]:
+    """(row, bytes) of every picture that is there."""
+    for row, name in enumerate(split.names):
+        with contextlib.suppress(OSError):
+            yield row, (split.root / name).stat().st_size
 
 
 def _kinds_of_copies(dataset: Dataset, copies: list[tuple[str, int]]):

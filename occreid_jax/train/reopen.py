@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from occreid_jax import methods
+from occreid_jax.data import terms
 from occreid_jax.errors import UserError
 from occreid_jax.train.checkpoint import Checkpoints, abstract
 from occreid_jax.train.folder import read_config, read_meta
@@ -40,6 +41,8 @@ def open_run(
         if shapes[0] != shapes[1]:
             raise UserError(f"{workdir}: with these settings the method has other parameters than the run's; train with them")
     setup = open_setup(config, reporter, meta)
+    if told := terms.shared(trained.data.name, config.data.name):
+        reporter.line(f"problem: {told}")
     if not setup.method.stages():
         return setup, *initial_model(setup.method, config)
     with contextlib.closing(Checkpoints(workdir, read_only=True)) as checkpoints:
