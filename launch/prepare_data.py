@@ -4,9 +4,9 @@
     python launch/prepare_data.py doctor --dataset=market1501 --root=DIR                       examine a dataset
     python launch/prepare_data.py tables --dataset=market1501 --root=DIR                       decode it now, not at the first run
     python launch/prepare_data.py occluders --from=SOURCE --out=DIR ...                        make a library of occluders
-    python launch/prepare_data.py people --root=DIR --pattern=PATTERN                          look at own pictures, and split
-    them python launch/prepare_data.py parsing --pictures=DIR --out=DIR                             label body parts of own
-    pictures
+    python launch/prepare_data.py people --root=DIR --pattern=PATTERN                          look at own pictures, split them
+    python launch/prepare_data.py parsing --pictures=DIR --out=DIR                             label body parts in own pictures
+    python launch/prepare_data.py derive --dataset=occluded_duke --root=DIR --lists=DIR        make a set from lists of names
 
 Training does the first three by itself; the commands are for looking first, or for machines that prepare once for many runs.
 
@@ -21,9 +21,8 @@ Sources of a library, each with --out=DIR and, if wanted, --side and --count:
                                                                      what Segment Anything finds, with a model on this machine
 
 Own pictures are read as a folder per identity, or by a pattern of their names: --pattern='{camera}_{identity}_*' takes
-"gate2_anna_17.jpg" for a picture of anna by camera gate2. The command shows what it understood and what it could not read; "
-"--write leaves it as people.csv
-beside the pictures, which --config=configs/baseline.py:dataset=folder,size=small --config.data.root=DIR then reads.
+gate2_anna_17.jpg for a picture of anna by camera gate2. The command shows what it understood and what it could not read; --write
+leaves it as people.csv beside the pictures, which --config=configs/baseline.py:dataset=folder,size=small then reads.
 
 --source and --licence say where the pictures come from and on what terms; both are stored with every occluder.
 """
@@ -45,6 +44,7 @@ DATASET = flags.DEFINE_string("dataset", None, "dataset to examine or decode, by
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies")
 PROTOCOL = flags.DEFINE_string("protocol", "", "which of that dataset's protocols; empty: its first")
 TRIAL = flags.DEFINE_integer("trial", 0, "protocol half100 of occluded_reid: which half of the identities", lower_bound=0)
+LISTS = flags.DEFINE_string("lists", None, "derive: folder of the authors' lists of names")
 AGAINST = flags.DEFINE_list("against", [], "doctor: other sets as NAME=DIR, for pictures that are in both")
 CAMERA = flags.DEFINE_enum("camera", "none", ["none", "name"], "folder datasets: no cameras, or _c<number> in the file names")
 HEIGHT = flags.DEFINE_integer("height", 256, "picture height in pixels, for tables", lower_bound=8)
@@ -205,6 +205,27 @@ def tell_people(reporter) -> None:
         reporter.line(f"nothing is written; --write leaves this as {table}")
 
 
+def derive(reporter) -> None:
+    """The sub-command ``derive``."""
+    from pathlib import Path
+
+    from occreid_jax.data import derive as making
+    from occreid_jax.data import readers
+    from occreid_jax.errors import UserError
+
+    if DATASET.value not in making.DERIVED or not (ROOT.value and LISTS.value):
+        raise UserError(
+            f"derive needs --dataset, one of {', '.join(making.DERIVED)}, --root=DIR, where the sets lie that it is made of, and "
+            "--lists=DIR, the folder of the authors' lists"
+        )
+    out = Path(OUT.value or ROOT.value)
+    with reporter.task(f"copying {DATASET.value}", 0) as task:
+        folder = making.derive(DATASET.value, Path(ROOT.value), Path(LISTS.value), out, task)
+    reporter.line(f"written: {folder}")
+    for note in readers.open_dataset(DATASET.value, folder).notes:
+        reporter.line(f"note: {note}")
+
+
 def open_set(name: str, root: str):
     """Another dataset by its name, which may be one that has no training set."""
     from pathlib import Path
@@ -272,7 +293,7 @@ def main() -> None:
 
 
 ACTIONS = {"synthetic": render, "doctor": examine, "tables": decode, "occluders": make_library, "parsing": label,
-           "people": tell_people}  # fmt: skip
+           "people": tell_people, "derive": derive}  # fmt: skip
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):

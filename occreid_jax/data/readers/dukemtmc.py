@@ -19,7 +19,7 @@ from occreid_jax.types import Dataset
 NOTICE = "DukeMTMC was withdrawn by its authors in 2019 and cannot be downloaded; docs/datasets.md says more"
 # TransReID has DukeMTMC-reID/, torchreid dukemtmc-reid/DukeMTMC-reID/, CLIP-ReID dukemtmcreid/DukeMTMC-reID/.
 _PARENTS = ("dukemtmc", "dukemtmc-reid", "dukemtmcreid", "DukeMTMC-reID")
-_PLACES = ("", *_PARENTS, *(f"{parent}/DukeMTMC-reID" for parent in _PARENTS))
+PLACES = ("", *_PARENTS, *(f"{parent}/DukeMTMC-reID" for parent in _PARENTS))
 CAMERAS = "dukemtmc"  # of all sets that are made of its pictures
 _PUBLISHED = {"train": (16_522, 702), "query": (2_228, 702), "gallery": (17_661, 1_110)}
 _NAME = re.compile(r"([0-9]{1,9})_c([1-8])_f[0-9]")
@@ -31,7 +31,7 @@ def read(root: Path, need_train: bool = True) -> Dataset:
     Raises:
       DataError: see `read_duke_layout`.
     """
-    return read_duke_layout(root, need_train, _PLACES, "DukeMTMC-reID", "dukemtmc", _PUBLISHED)
+    return read_duke_layout(root, need_train, PLACES, "DukeMTMC-reID", "dukemtmc", _PUBLISHED)
 
 
 def read_duke_layout(
