@@ -21,8 +21,8 @@ from occreid_jax.evaluation.distance import blocks
 from occreid_jax.evaluation.embed import embed_split
 from occreid_jax.evaluation.expansion import average_query_expansion
 from occreid_jax.evaluation.metrics import RankMetrics, rank_metrics_blocks
+from occreid_jax.evaluation.part_scores import score_inspected
 from occreid_jax.evaluation.rerank import rerank_blocks
-from occreid_jax.evaluation.selection import score_shown
 from occreid_jax.passes import run_pass
 from occreid_jax.types import Dataset, Method
 
@@ -117,7 +117,7 @@ def evaluate(
         results["comparisons"] = comparisons(method, beside, dataset)
     if selection and dataset.truth is not None:
         shown = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
-        results["selection"] = score_shown(shown, columns["query"]["truth"], columns.get("train", {}).get("truth"))
+        results["selection"] = score_inspected(shown, columns["query"]["truth"], columns.get("train", {}).get("truth"))
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics, mean_cosine(features))
@@ -175,18 +175,18 @@ def inspect_split(
     method: Method, params: Any, extra: Any, columns: Mapping[str, np.ndarray], batch_size: int, devices: Devices, task
 ) -> dict[str, np.ndarray]:
     """What `Method.inspect` gives for every row of ``columns``, by name: maps float32 or bool, [N, h, w] or [N, k, h, w], and
-    numbers float32 [N].
+    numbers float32 [N] or [N, k].
 
     Nothing is run if the method has no map.
     """
 
     def shown(params, extra, batch):
         found = {
-            name: values.astype(jnp.float32) if values.ndim == 1 or jnp.issubdtype(values.dtype, jnp.inexact) else values != 0
+            name: values.astype(jnp.float32) if values.ndim < 3 or jnp.issubdtype(values.dtype, jnp.inexact) else values != 0
             for name, values in method.inspect(params, extra, method.transform(batch)).items()
-            if values.ndim in (1, 3, 4)
+            if values.ndim in (1, 2, 3, 4)
         }
-        return found if any(values.ndim > 1 for values in found.values()) else {}
+        return found if any(values.ndim > 2 for values in found.values()) else {}
 
     shardings = (devices.replicated, devices.replicated, devices.rows)
     function = jax.jit(shown, in_shardings=shardings, out_shardings=devices.replicated)

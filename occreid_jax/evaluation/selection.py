@@ -28,8 +28,8 @@ def score_shown(
     ``training`` uint8 [M, H, W] are the body parts of the training pictures, where they are known.
     """
     grids: dict[tuple[int, int], tuple[np.ndarray | None, ...]] = {}
-    scores = {name: score_number(values) for name, values in shown.items() if values.ndim == 1}
-    for name, values in each_map({name: values for name, values in shown.items() if values.ndim > 1}):
+    scores = {name: score_number(values) for name, values in shown.items() if values.ndim < 3}
+    for name, values in each_map({name: values for name, values in shown.items() if values.ndim > 2}):
         grid = values.shape[1:]
         if grid not in grids:
             person_map = None if training is None else person_cells(training, grid).mean(axis=0)
@@ -39,7 +39,7 @@ def score_shown(
 
 
 def score_number(values: np.ndarray) -> dict[str, float]:
-    """``mean`` and ``deviation`` (of the population) of numbers [N]."""
+    """``mean`` and ``deviation`` (of the population) of numbers, [N] or [N, k]."""
     values = np.asarray(values, np.float64)
     return {"mean": round(float(values.mean()), 4), "deviation": round(float(values.std()), 4)}
 

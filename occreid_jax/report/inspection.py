@@ -1,7 +1,8 @@
 """What a method says about single pictures (`Method.inspect`), drawn over them and compared with ground truth.
 
 Arrays are told apart by shape and type: float [B, h, w] is a heat map, bool or integer [B, h, w] a mask, a further axis in
-front of h is several maps, [B] is a number for the caption. No name has a meaning here.
+front of h is several maps, [B] is a number for the caption. Names have a meaning where `evaluation.part_scores` gives them one:
+erased cells are dark, one map per part is named by the part, and the visibility of parts is drawn as bars.
 """
 
 from __future__ import annotations
@@ -17,14 +18,15 @@ import numpy as np
 from PIL import Image
 
 from occreid_jax.data.parsing import TruthRecord, read_truth
+from occreid_jax.evaluation.part_scores import ERASED, VISIBLE, WORDS, is_part_map, visible_share, with_named_parts
 from occreid_jax.parts import OCCLUDED, visible_person
-from occreid_jax.report.pictures import data_uri, heat_overlay, mask_overlay, resized, truth_overlay
+from occreid_jax.report.pictures import bars, data_uri, heat_overlay, mask_overlay, resized, truth_overlay
 from occreid_jax.report.samples import identity
 from occreid_jax.train.setup import Setup
 
 SHOWN = 8  # queries; also the batch size, so that one program serves all
 SECONDS = 2.0  # the measurement over all queries is left out if it takes longer
-MAPS = 6  # of an array with several maps per picture, this many are drawn
+MAPS = 9  # of an array with several maps per picture, this many are drawn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +71,8 @@ def outputs(function, params: Any, extra: Any, columns: dict[str, np.ndarray], r
     padded = np.concatenate([rows, np.zeros(SHOWN - len(rows), rows.dtype)])
     batch = {name: np.ascontiguousarray(column[padded]) for name, column in columns.items()}
     batch |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
-    return {name: np.asarray(values)[: len(rows)] for name, values in jax.device_get(function(params, extra, batch)).items()}
+    found = {name: np.asarray(values)[: len(rows)] for name, values in jax.device_get(function(params, extra, batch)).items()}
+    return with_named_parts(found)
 
 
 def choose_rows(records: tuple[TruthRecord, ...] | None, total: int, count: int, seed: int) -> np.ndarray:
@@ -84,14 +87,15 @@ def choose_rows(records: tuple[TruthRecord, ...] | None, total: int, count: int,
 
 
 def each_map(shown: dict[str, np.ndarray], place: int) -> Iterator[tuple[str, np.ndarray]]:
-    """(name, map [h, w]) of picture ``place``; several maps under one name are numbered from 1."""
+    """(name, map [h, w]) of picture ``place``; several maps under one name are numbered from 1, or named by the part."""
     for name, values in shown.items():
         values = np.asarray(values)
         if values.ndim == 3:
             yield name, values[place]
         elif values.ndim == 4:
-            for number in range(min(values.shape[1], MAPS)):
-                yield f"{name} {number + 1}", values[place, number]
+            words = WORDS if is_part_map(values) else range(1, min(values.shape[1], MAPS) + 1)
+            for number, word in enumerate(words):
+                yield f"{name} {word}", values[place, number]
 
 
 def is_mask(values: np.ndarray) -> bool:
@@ -132,20 +136,37 @@ def card(
     pictures = [{"uri": data_uri(picture), "alt": f"query {name}", "caption": "query", "share": float("nan")}]
     for label, values in each_map(shown, place):
         share = share_on(values, visible) if visible is not None else float("nan")
-        uri = data_uri(overlay(picture, values))
-        pictures.append({"uri": uri, "alt": f"{label} over query {name}", "caption": label, "share": 100 * share})
+        uri = data_uri(mask_overlay(picture, values == 0) if label == ERASED else overlay(picture, values))
+        caption = f"{label} (dark)" if label == ERASED else label
+        pictures.append({"uri": uri, "alt": f"{label} over query {name}", "caption": caption, "share": 100 * share})
+    told = [f"{VISIBLE} {word}" for word in WORDS if f"{VISIBLE} {word}" in shown]
+    if told:
+        pictures.append(visibility(told, shown, place, columns, row if visible is not None else None, name))
     if visible is not None:
         covering = (np.asarray(columns["truth"][row]) & OCCLUDED) > 0
         uri = data_uri(truth_overlay(picture, visible, covering))
         alt = f"visible person in query {name}, from the renderer"
         pictures.append({"uri": uri, "alt": alt, "caption": "truth", "share": 100 * float(visible.mean())})
-    numbers = [f"{label} {float(values[place]):.3g}" for label, values in shown.items() if np.ndim(values) == 1]
+    others = {label: values for label, values in shown.items() if np.ndim(values) == 1 and label not in told}
+    numbers = [f"{label} {float(values[place]):.3g}" for label, values in others.items()]
     note = ""
     if records:
         record = records[row]
         occluder = f" ({record.occluder})" if record.occluder not in ("", record.occlusion) else ""
         note = f"{record.occlusion}{occluder}, {100 * record.covered_fraction:.0f} % covered"
     return {"pictures": pictures, "note": "; ".join(filter(None, (note, *numbers))), **identity(setup.dataset.query, row)}
+
+
+def visibility(told: list[str], shown: dict, place: int, columns: dict, row: int | None, name: str) -> dict[str, Any]:
+    """How visible a method takes the parts to be, ``told`` names them, as bars for the template; with the true shares of the
+    picture ``row``, where they are known."""
+    words = [label.removeprefix(f"{VISIBLE} ") for label in told]
+    truth = None
+    if row is not None:
+        truth = np.array([visible_share(np.asarray(columns["truth"][row])[None], WORDS.index(word))[0] for word in words])
+    drawn = bars(words, np.array([float(shown[label][place]) for label in told]), truth)
+    caption = "visible parts" + ("" if truth is None else " (line: true)")
+    return {"uri": data_uri(drawn), "alt": f"visible parts of query {name}", "caption": caption, "share": float("nan")}
 
 
 def measure(run, parts: np.ndarray, rows: np.ndarray, shown: dict, visible: np.ndarray) -> tuple[list[dict[str, Any]], int]:

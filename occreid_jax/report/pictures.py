@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 QUALITY = 85  # of the JPEG files: no visible loss on pictures of this size
 LUMA = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601
 # Black, violet, red, orange, pale yellow: brightness rises all the way, so the map also reads in greys.
 HEAT = np.array([[0, 0, 4], [87, 16, 110], [188, 55, 84], [249, 142, 9], [252, 255, 164]], np.float32)
 OUTLINE = np.array([40, 220, 120], np.uint8)
+BARS = 160  # pixels, width of named bars
 COVERING = np.array([60, 120, 240], np.float32)
 
 
@@ -65,6 +67,27 @@ def mask_overlay(picture: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The cells of a mask bool [h, w] in colour, the others dark and grey."""
     chosen = resized(mask, picture.shape[:2], Image.Resampling.NEAREST) > 0.5
     return np.where(chosen[..., None], picture, (0.35 * greys(picture)).astype(np.uint8))
+
+
+def bars(words: Sequence[str], values: np.ndarray, truth: np.ndarray | None = None) -> np.ndarray:
+    """Numbers between 0 and 1 as named bars, uint8 [rows, `BARS`, 3]; a green line marks what is true, where that is known."""
+    rows, left = 14, BARS // 2
+    image = Image.new("RGB", (BARS, rows * len(words) + 4), (255, 255, 255))
+    draw = ImageDraw.Draw(image)
+
+    def place(value: float) -> int:
+        return left + round((BARS - 6 - left) * min(1.0, max(0.0, float(value))))
+
+    for row, word in enumerate(words):
+        top = rows * row + 3
+        draw.text((2, top), word, fill=(40, 40, 40))
+        draw.rectangle((left, top + 1, place(1.0), top + rows - 4), fill=(228, 228, 228))
+        if np.isfinite(values[row]) and values[row] > 0:
+            draw.rectangle((left, top + 1, place(values[row]), top + rows - 4), fill=tuple(int(c) for c in COVERING))
+        if truth is not None:
+            across = place(truth[row])
+            draw.line((across, top - 1, across, top + rows - 2), fill=tuple(int(c) for c in OUTLINE), width=2)
+    return np.asarray(image)
 
 
 def truth_overlay(picture: np.ndarray, visible: np.ndarray, covering: np.ndarray) -> np.ndarray:

@@ -42,6 +42,18 @@ MEASURES = {
     "random_precision": "precision of as many cells at random, %",
     "random_recall": "recall of as many cells at random, %",
     "person_cells": "cells that are person, %",
+    **{f"{reference}{kind}": f"{kind}{words}, %"
+       for kind in ("background", "occluder", "person")
+       for reference, words in (("", " among the erased cells"), ("random_", " among as many cells at random"),
+                                ("constant_", " among as many, those erased most often"),
+                                ("training_", " among as many, those least often person in the training set"),
+                                ("recall_", " cells that are erased"))},
+    "accuracy": "right, %",
+    "constant_accuracy": "right by the mean map, or by one answer to all, %",
+    "training_accuracy": "right by the training set alone, %",
+    "correlation": "correlation with the share that is visible",
+    "cells": "cells that are this part, %",
+    "seen": "pictures that show at least half, %",
     "mean": "mean",
     "deviation": "standard deviation",
 }  # what the scores against ground truth are called
