@@ -1,5 +1,6 @@
 """The papers' tables: complete, runnable where they say so, and rows that claim to differ do."""
 
+import functools
 import importlib
 import zlib
 
@@ -129,6 +130,7 @@ def moved(tree, deviation: float, least_axes: int):
     return jax.tree_util.tree_map_with_path(move, tree)
 
 
+@functools.cache
 def outcome(run: str) -> tuple[float, ...]:
     """The losses of all stages on a fixed batch, and a distance between two of its pictures, of fixed parameters."""
     method, rng = micro(run), np.random.default_rng(0)
