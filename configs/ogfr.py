@@ -24,35 +24,35 @@ STRIDES = {"occluded_duke": 11}
 CAMERAS = {"occluded_reid": False}
 """Whether the encoder is told cameras; elsewhere it is. Occluded-REID has none of those that its network is trained with."""
 ONE_BRANCH = {"distils": False}
-ROWS = {  # published R-1 / mAP on Occluded-Duke beside each
+ROWS = {
     # Table 4: what each part brings.
-    "baseline": ONE_BRANCH | {"occlusion_aware": False, "erases": "none", "triplet_weight": 1.0},  # 65.8 / 58.4
-    "oa_vit": ONE_BRANCH | {"erases": "none"},  # 68.5 / 60.3
-    "single_branch": ONE_BRANCH | {"erases": "student"},  # 72.5 / 61.1
-    "fep_student": {"erases": "student"},  # 73.1 / 62.3
-    "fep_both": {"erases": "both"},  # 74.3 / 63.6
-    "full": {},  # 76.6 / 64.7
+    "baseline": ONE_BRANCH | {"occlusion_aware": False, "erases": "none", "triplet_weight": 1.0},
+    "oa_vit": ONE_BRANCH | {"erases": "none"},
+    "single_branch": ONE_BRANCH | {"erases": "student"},
+    "fep_student": {"erases": "student"},
+    "fep_both": {"erases": "both"},
+    "full": {},
     # Table 5: what is erased.
-    "mask_none": {"policy.on": False},  # 74.5 / 64.3
-    "mask_random": {"location.train": "random"},  # 74.4 / 63.7
-    "mask_labels": {"location.train": "truth"},  # 75.4 / 64.3, background and occlusion
-    "mask_learned": {},  # 76.6 / 64.7
+    "mask_none": {"policy.on": False},
+    "mask_random": {"location.train": "random"},
+    "mask_labels": {"location.train": "truth"},  # background and what is covered
+    "mask_learned": {},
     # Table 6: the decoder that purifies.
-    "decoder_plain": {"decoder": "plain"},  # 75.3 / 64.1
-    "decoder_fixed": {},  # 76.6 / 64.7
+    "decoder_plain": {"decoder": "plain"},
+    "decoder_fixed": {},
     # Table 7: fewer cells than this, and a part counts as hidden. With the text's "less than" none could be at 0.
-    "threshold_0": {"threshold": 0, "inclusive": True},  # 76.3 / 64.5
-    "threshold_5": {},  # 76.6 / 64.7
-    "threshold_10": {"threshold": 10},  # 76.2 / 64.2
-    "threshold_15": {"threshold": 15},  # 75.8 / 64.0
+    "threshold_0": {"threshold": 0, "inclusive": True},
+    "threshold_5": {},
+    "threshold_10": {"threshold": 10},
+    "threshold_15": {"threshold": 15},
     # Table 8: distillation without one of its terms.
-    "no_mse": {"mse_weight": 0.0},  # 74.2 / 63.3
-    "no_cosine": {"cosine_weight": 0.0},  # 75.1 / 63.6
-    "no_kd": {"divergence_weight": 0.0, "student_id_weight": 0.0},  # 74.5 / 62.7
-    # Figure 4: how many coarse parts the patterns tell apart; R-1 alone, and of the last in words.
-    "groups_1": {"groups": 1},  # 75.0
-    "groups_4": {},  # 76.6
-    "groups_8": {"groups": 8},  # a little lower
+    "no_mse": {"mse_weight": 0.0},
+    "no_cosine": {"cosine_weight": 0.0},
+    "no_kd": {"divergence_weight": 0.0, "student_id_weight": 0.0},
+    # Figure 4: how many coarse parts the patterns tell apart.
+    "groups_1": {"groups": 1},
+    "groups_4": {},
+    "groups_8": {"groups": 8},
     # Patches that do not overlap, which the text mentions and no table has.
     "no_sliding": {"stride": 16},
 }
