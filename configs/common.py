@@ -116,6 +116,7 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         parsing="",  # folder of body-part labels for methods that read them; empty: the renderer's; none: no labels at all
         parsing_format="auto",  # auto | fields (BPBreID's .npy) | label_map (.png, our numbers) | lip | atr (theirs)
         occluder_people=0,  # people in the rendered library, beside its 540 objects
+        occluder_frames=False,  # the library holds whole frames, in which occluders keep place and size (--kind=overlay)
     )
     config.mesh = dict(
         devices=0,  # 0: all devices

@@ -13,7 +13,8 @@ Training does the first three by itself; the commands are for looking first, or 
 Some methods paste occluders on training pictures: a rendered library that they make themselves, or --config.data.occluders=DIR.
 Sources of a library, each with --out=DIR and, if wanted, --side and --count:
 
-    --from=rendered                                                  objects as in the embedded benchmark, by --seed; --people=N
+    --from=rendered                                                  objects as in the embedded benchmark, by --seed; --people=N;
+                                                                     --kind=overlay: standing in whole frames, people among them
     --from=folder --pictures=DIR --source=TEXT --licence=TEXT        pictures with transparency; --kind=overlay for whole frames
     --from=annotations --annotations=FILE.json --pictures=DIR        objects annotated in COCO's format, by polygon or run lengths
     --from=list --list=FILE.txt --source=TEXT --licence=TEXT         opaque rectangles: lines "path" or "path x y width height"
@@ -61,7 +62,7 @@ MODEL = flags.DEFINE_string(
     "model", None, "occluders from sam: folder of a SAM model in transformers' format; parsing: folder or hub name of a model "
     "for semantic segmentation of people (default: mattmdjaga/segformer_b2_clothes)"
 )
-KIND = flags.DEFINE_enum("kind", "cutout", ["cutout", "overlay"], "occluders from a folder: cut out, or whole frames as they are")
+KIND = flags.DEFINE_enum("kind", "cutout", ["cutout", "overlay"], "rendered occluders or a folder's: cut out, or whole frames")
 SIDE = flags.DEFINE_integer("side", 96, "occluders: side in pixels to which each is stretched", lower_bound=8, upper_bound=1024)
 COUNT = flags.DEFINE_integer("count", 0, "occluders: how many at most (0: 540 rendered ones, 10,000 of others)", lower_bound=0)
 PEOPLE = flags.DEFINE_integer("people", 0, "occluders: so many rendered people beside the objects", lower_bound=0)
@@ -96,9 +97,13 @@ def make_library(reporter) -> None:
     with reporter.task(f"occluders from {origin}", 0) as task:
         counted = dict(limit=limit, left_out=left_out, progress=task)
         if origin == "rendered":
-            from occreid_jax.train.rendered import RENDERED, rendered_occluders
+            from occreid_jax.train.rendered import RENDERED, rendered_frames, rendered_occluders
 
-            found = rendered_occluders(SEED.value, task, COUNT.value or RENDERED, PEOPLE.value)
+            count = COUNT.value or RENDERED
+            if KIND.value == "overlay":
+                found = rendered_frames(SEED.value, task, count)
+            else:
+                found = rendered_occluders(SEED.value, task, count, PEOPLE.value)
         elif origin == "folder":
             found = occluders.from_folder(Path(PICTURES.value), *terms, KIND.value, **counted)
         elif origin == "annotations":

@@ -121,8 +121,9 @@ class Aux(NamedTuple):
 class PrepareContext:
     """What `Method.prepare` may look at. ``pass_`` runs ``fn(params, extra, batch)`` over the whole training set.
 
-    ``pass_(fn, inputs=("image",))`` feeds un-augmented images in table order through `Method.transform`, with the other tables
-    that ``inputs`` names, and returns the outputs as numpy arrays [N, ...] in that order. ``labels`` is int32 [N], ``camids``
+    ``pass_(fn, inputs=("image",), shared=())`` feeds un-augmented images in table order through `Method.transform`, with the
+    other tables that ``inputs`` names and, whole, those of `Stage.shared` that ``shared`` names, and returns the outputs as numpy
+    arrays [N, ...] in that order. ``labels`` is int32 [N], ``camids``
     int32 [N].
     """
 
@@ -196,6 +197,15 @@ class Method(Protocol):
 
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """Maps [B, h, w] and scores [B] for reports and for comparison with ground truth."""
+        ...
+
+    def measures(self, params: Params, extra: Extra) -> dict[str, float]:
+        """Numbers about what was learned, by name, for ``results.json``; on the host, finite ones alone."""
+        ...
+
+    @property
+    def illustration_shared(self) -> tuple[str, ...]:
+        """Tables of `Stage.shared` that `illustrate` has whole in its batch, where they are at hand."""
         ...
 
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:

@@ -140,7 +140,7 @@ def config_of(name, dataset, root, **evaluation):
     """The config of a method with its camera embedding on and a micro network, on pictures of 64x32."""
     config = importlib.import_module(f"configs.{name}").get_config(f"dataset={dataset}")
     config.method.update({key: value for key, value in MICRO.items() if key in config.method})
-    if config.method.get("text") and name != "clip_reid":
+    if config.method.get("text") and not name.startswith(("clip_reid", "dpl_reid")):
         config.method.backbone = "clip_micro"  # texts need a CLIP
     config.method.update(camera=True, camera_scale=3.0)
     config.data.root, config.data.image_size, config.mesh.devices = str(root), (64, 32), 1

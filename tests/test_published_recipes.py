@@ -1,9 +1,9 @@
 """The published hyper-parameters of every full-size preset, as literals from the papers and the official code.
 
 Sources: TransReID (ICCV 2021) and its code's configs and solver; CLIP-ReID (AAAI 2023), ``configs/person/*.yml``; FED (CVPR 2022)
-and its code; DPEFormer (arXiv 2402.10435), section IV-A, and its code; DPM++ (arXiv 2605.06637), section 4.1; DPM (ACM MM 2022),
-``configs/*/dpm.yml``; SPT (AAAI 2024), ``configs/OCC_Duke/vit_base.yml``. Where a paper is silent the value is that of the code
-that it builds on; docs/methods says which.
+and its code; DPEFormer (arXiv 2402.10435), section IV-A, and its code; DPM++ (arXiv 2605.06637), section 4.1; DPL-ReID (arXiv
+2605.19527), section 4.2; DPM (ACM MM 2022), ``configs/*/dpm.yml``; SPT (AAAI 2024), ``configs/OCC_Duke/vit_base.yml``. Where a
+paper is silent the value is that of the code that it builds on; docs/methods says which.
 """
 
 import importlib
@@ -91,6 +91,29 @@ CLIP_RN50 = ADAM | {"learning_rate": 3.5e-4, "bias_factor": 2.0, "weight_decay":
 CLIP_RN50 |= steps(40, 70, factor=0.01)
 FINETUNE_VIT = stage("finetune", 60, GROUPS_OF_4, PICTURES, optimizer=CLIP_VIT)
 FINETUNE_RN50 = stage("finetune", 120, GROUPS_OF_4, PICTURES, optimizer=CLIP_RN50)
+
+# DPL-ReID: 150 and 80 epochs (ViT), 120 and 200 (ResNet-50), half of the pictures occluded, 4 words of each kind ----------------
+
+OCCLUSION = {
+    "kind": "rwoa", "probability": 0.5, "align": True, "flip": 0.5, "erode": 1, "blur": 1.5, "cells": [8, 4], "least_kept": 0.5,
+}  # fmt: skip
+DPL_REID = CLIP_REID | {
+    "stride": 12, "camera": True, "templates": "both", "occluded_words": 4, "occluder_words": 4, "shared_occluder_words": False,
+    "variants": 8, "text_fusion": "weighted", "alpha": 0.5, "wgff.on": True, "wgff.network": "lsnet_t",
+    "wgff.offsets": "subgrid", "wgff.beta": 0.9, "wgff.gate_bias": 3.0, "wgff.frozen_norms": False,
+}  # fmt: skip
+DPL_RN50 = DPL_REID | IMAGENET | {"backbone": "rn50", "identity_weight": 1.0, "stride": 16, "camera": False}
+HOLISTIC = {"templates": "full"}  # LSNet alone, Table 4
+SCALARS = {"learning_rate": 1e-3, "bias_factor": 1.0, "weight_decay": 0.0, "bias_weight_decay": 0.0}
+
+
+def dpl_stages(prompts: int, finetune: int, rates: dict, branch: dict, occlusion: dict | None = None, scalars=SCALARS) -> dict:
+    pasted = below("augment.occlusion", OCCLUSION | (occlusion or {}))
+    return stage("prompts", prompts, CACHED, pasted, optimizer=PROMPT_RATES) | stage(
+        "finetune", finetune, GROUPS_OF_4, PICTURES, pasted,
+        optimizer=rates, branch_optimizer=rates | branch, scalar_optimizer=rates | scalars,
+    )  # fmt: skip
+
 
 # FED: temperature 0.05, memory keeps 0.2, contrastive weights 1 and 0.3, one half each for diffused features --------------------
 
@@ -265,11 +288,29 @@ for dataset in ("market1501", "dukemtmc", "occluded_duke", "occluded_reid"):
         f"ogfr:{given}": (
             OGFR | {"stride": 11 if dataset == "occluded_duke" else 12, "camera": dataset != "occluded_reid"}, OGFR_STAGE
         ),
+        f"dpl_reid:{given}": (
+            DPL_REID | (HOLISTIC if dataset in ("market1501", "dukemtmc") else {}),
+            dpl_stages(150, 80, CLIP_VIT, {"learning_rate": 5e-5}, {} if "occluded" in dataset else {"kind": "none"}),
+        ),
+        f"dpl_reid:{given},backbone=rn50": (
+            DPL_RN50 | (HOLISTIC if dataset in ("market1501", "dukemtmc") else {}),
+            dpl_stages(120, 200, CLIP_RN50, {}, {} if "occluded" in dataset else {"kind": "none"}),
+        ),
         f"dpm_pp:{given}": (DPM_PP | hard, DPM_PP_STAGES),
         f"dpm_pp:{given},triplet=soft": (DPM_PP | hard | {"margin": None, "selection.margin": None}, DPM_PP_STAGES),
         f"dpm_pp:{given},recipe=spt": (SPT | hard, SPT_STAGES),
     }  # fmt: skip
 RECIPES |= {
+    "dpl_reid:dataset=occluded_duke,row=baseline": (
+        DPL_REID | {"templates": "full", "wgff.on": False},
+        dpl_stages(150, 80, CLIP_VIT, {"learning_rate": 5e-5}, {"kind": "none"}),
+    ),
+    "dpl_reid:dataset=occluded_duke,row=quarter": (
+        DPL_REID, dpl_stages(150, 80, CLIP_VIT, {"learning_rate": 5e-5}, {"probability": 0.25})
+    ),
+    "dpl_reid:dataset=occluded_duke,rates=single": (
+        DPL_REID, dpl_stages(150, 80, CLIP_VIT, {}, scalars={"weight_decay": 0.0, "bias_weight_decay": 0.0})
+    ),
     "fed:dataset=occluded_duke,preset=official": (
         FED | {"global_token": "first_patch", "scramble": True, "shared_bank": True}, FED_STAGE
     ),
@@ -330,6 +371,7 @@ def test_published_values(recipe):
     expected = COMMON | below("method", method) | stages
     # DPEFormer pastes "multiple pedestrians and various objects"; nobody else pastes people.
     expected |= {"data.occluder_people": 60 if recipe.startswith("dpeformer") else 0}
+    expected |= {"data.occluder_frames": recipe.startswith("dpl_reid")}
     wrong = {key: (settings.get(key, "absent"), value) for key, value in expected.items() if differs(settings, key, value)}
     assert not wrong, "; ".join(f"{key} is {found}, published {value}" for key, (found, value) in wrong.items())
 

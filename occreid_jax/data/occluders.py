@@ -32,6 +32,7 @@ from occreid_jax.files import read_json, remedy, write_json
 
 FORMAT, VERSION = "occreid_jax occluders", 1
 SIDE = 96  # pixels; 9,913 pictures, as many as DPEFormer cuts out of 100, then take 365 MB
+FRAME_SIDE = 128  # of rendered whole frames; of photographs for pictures of 256 pixels, 256
 KINDS = ("cutout", "overlay")
 TABLES = ("occluders", "occluder_sides")  # names of `Library.table` and `Library.sides` in ``Stage.shared``
 BUILD = "build one with launch/prepare_data.py occluders"

@@ -118,6 +118,8 @@ def evaluate(
     if selection and dataset.truth is not None:
         shown = inspect_split(method, params, extra, own["query"], settings.batch_size, devices, task)
         results["selection"] = score_inspected(shown, columns["query"]["truth"], columns.get("train", {}).get("truth"))
+    if selection and (told := method.measures(params, extra)):
+        results["measures"] = {name: round(value, 6) for name, value in told.items()}
     results["parameters_sha256"] = parameters_hash(params, extra)
     results["seconds"] = round(time.monotonic() - started, 2)
     return Evaluation(results, metrics, mean_cosine(features))

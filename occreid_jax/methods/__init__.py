@@ -16,6 +16,7 @@ NAMES = {
     "colour_histogram": "occreid_jax.methods.colour_histogram:ColourHistogram",
     "transreid": "occreid_jax.methods.transreid:TransReID",
     "clip_reid": "occreid_jax.methods.clip_reid:ClipReID",
+    "dpl_reid": "occreid_jax.methods.dpl_reid:DplReID",
     "dpm_pp": "occreid_jax.methods.dpm_pp:DPMPP",
     "fed": "occreid_jax.methods.fed:FED",
     "dpeformer": "occreid_jax.methods.dpeformer:DPEFormer",

@@ -202,6 +202,15 @@ class MethodBase:
         """Nothing to show."""
         return {}
 
+    def measures(self, params: Params, extra: Extra) -> dict[str, float]:
+        """Nothing to tell."""
+        return {}
+
+    @property
+    def illustration_shared(self) -> tuple[str, ...]:
+        """No tables handed over whole."""
+        return ()
+
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
         """Nothing to show."""
         return {}

@@ -20,7 +20,7 @@ from occreid_jax.losses.totals import clip_reid_terms
 from occreid_jax.methods.base import SIDES, encoder_flops, with_statistics
 from occreid_jax.methods.prompt_learning import PROMPTS, PromptLearning
 from occreid_jax.nn import clip, heads, vit
-from occreid_jax.nn.clip_resnet import resnet_flops
+from occreid_jax.nn.clip_resnet import ResNetOutput, resnet_flops
 from occreid_jax.nn.layers import run
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
 from occreid_jax.weights.trees import merge_clip
@@ -122,11 +122,15 @@ class ClipReID(PromptLearning):
             visual = self.visual if cameras else self.visual.clone(cameras=0)
             out = visual.apply({"params": params["visual"]}, batch["image"], batch["camid"], train)
             return Views(out.taps[-2][:, 0].astype(jnp.float32), out.cls, out.projected[:, 0]), extra
-        statistics = extra["batch_stats"]["visual"]
-        out, statistics = run(self.visual, params["visual"], statistics, batch["image"], train=train, all_tokens=False)
-        extra = with_statistics(extra, visual=statistics)
+        out, extra = self.maps(params, extra, batch, train)
         early, late = (jnp.mean(x.astype(jnp.float32), axis=(1, 2)) for x in (out.layer3, out.layer4))
         return Views(early, late, out.pooled), extra
+
+    def maps(self, params: Params, extra: Extra, batch: Batch, train: bool = False) -> tuple[ResNetOutput, Extra]:
+        """What the ResNet makes of every image, its pool for the image alone, and ``extra`` with new statistics in training."""
+        statistics = extra["batch_stats"]["visual"]
+        out, statistics = run(self.visual, params["visual"], statistics, batch["image"], train=train, all_tokens=False)
+        return out, with_statistics(extra, visual=statistics)
 
     def projected(self, params: Params, extra: Extra, batch: Batch) -> Array:
         return self.views(params, extra, batch, cameras=False)[0].projected
@@ -140,7 +144,7 @@ class ClipReID(PromptLearning):
         views, extra = self.views(params, extra, batch, train=True)
         (_, logits), statistics = run(self.heads, params["heads"], extra["batch_stats"]["heads"], views[1:], train=True)
         extra = with_statistics(extra, heads=statistics)
-        image_text = self.image_text_logits(views.projected, extra) if settings.text else None
+        image_text = self.image_text_logits(views.projected, self.stage_texts(params, extra)) if settings.text else None
         terms = clip_reid_terms(logits, views, image_text, labels, settings.margin, settings.label_smoothing)
         total = (
             settings.identity_weight * terms.identity
@@ -151,6 +155,10 @@ class ClipReID(PromptLearning):
         if settings.text:
             metrics |= {"image_text": terms.image_text, "text_accuracy": accuracy(image_text, labels)}
         return total, Aux(extra, metrics)
+
+    def stage_texts(self, params: Params, extra: Extra) -> Extra:
+        """``extra`` with the ``texts`` [identities, E] that images are compared with in the second stage."""
+        return extra
 
     # Evaluation -------------------------------------------------------------------------------------------------------
 

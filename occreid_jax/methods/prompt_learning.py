@@ -5,6 +5,8 @@ Source: Li et al., "CLIP-ReID", AAAI 2023, section 3.2 and ``PromptLearner``; DP
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -87,12 +89,16 @@ class PromptLearning(MethodBase):
 
     def prepare_texts(self, context: PrepareContext) -> Extra:
         """After the stage: the texts of all identities, which stay as they are from then on."""
+        return context.extra | {"texts": self.all_texts(self.texts, context)}
+
+    def all_texts(self, texts: Callable[[Params, Extra, Array], Array], context: PrepareContext) -> Array:
+        """``texts(params, extra, labels)`` of all identities, float32 [identities, E]."""
         labels = np.arange(self.meta.identities)
-        encode = jax.jit(lambda params, extra, labels: self.texts(params, extra, labels))
+        encode = jax.jit(lambda params, extra, labels: texts(params, extra, labels))
         size = min(len(labels), 64)
         padded = np.resize(labels, -(-len(labels) // size) * size).reshape(-1, size)
-        texts = np.concatenate([np.asarray(encode(context.params, context.extra, rows)) for rows in padded])
-        return context.extra | {"texts": jnp.asarray(texts[: len(labels)])}
+        found = np.concatenate([np.asarray(encode(context.params, context.extra, rows)) for rows in padded])
+        return jnp.asarray(found[: len(labels)])
 
     def texts(self, params: Params, extra: Extra, labels: Array) -> Array:
         """Text features float32 [B, E] of identities int32 [B]: the prompt with their learned words."""
@@ -114,11 +120,15 @@ class PromptLearning(MethodBase):
         With ``config.method.held_out`` a share of the images takes no part in the loss; ``held_out_accuracy`` says how many of
         them find a text of their identity first among those of the batch.
         """
+        total, metrics = self.contrast(batch["feature"], self.texts(params, extra, batch["label"]), batch)
+        return total, Aux(extra, metrics)
+
+    def contrast(self, features: Array, texts: Array, batch: Batch) -> tuple[Array, dict[str, Array]]:
+        """Loss and metrics of `prompt_loss` for image ``features`` [B, E] and the ``texts`` [B, E] of their identities."""
         labels, valid = batch["label"], batch["valid"]
-        texts = self.texts(params, extra, labels)
-        held_out = batch["index"] * SPREAD % SHARES < round(self.settings.held_out * SHARES)
-        total = image_text_contrastive(batch["feature"], texts, labels, valid=valid & ~held_out)
-        logits = jnp.where(valid[None], jnp.matmul(batch["feature"], texts.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
+        held_out = self.is_held_out(batch["index"])
+        total = image_text_contrastive(features, texts, labels, valid=valid & ~held_out)
+        logits = jnp.where(valid[None], jnp.matmul(features, texts.T, precision=jax.lax.Precision.HIGHEST), -jnp.inf)
         right = labels[jnp.argmax(logits, axis=1)] == labels
 
         def share(chosen: Array) -> Array:
@@ -127,4 +137,8 @@ class PromptLearning(MethodBase):
         metrics = {"text_accuracy": share(valid & ~held_out)}
         if self.settings.held_out:
             metrics["held_out_accuracy"] = share(valid & held_out)
-        return total, Aux(extra, metrics)
+        return total, metrics
+
+    def is_held_out(self, index: Array) -> Array:
+        """bool [N]: which rows of the training table, int [N], take no part in this stage's loss."""
+        return index * SPREAD % SHARES < round(self.settings.held_out * SHARES)

@@ -341,6 +341,31 @@ class LSNet(nn.Module):
         return LSNetOutput(stem, tuple(stages), jnp.mean(x, axis=(1, 2)))
 
 
+def initial_values(size: LSNetSize, key: Array) -> tuple[dict[str, Any], dict[str, Any]]:
+    """``(params, batch_stats)`` with the values of `LSNet.init`, all random numbers drawn at once.
+
+    With one draw for each of two hundred small kernels, a compiler spends a minute on nothing but random number generators.
+    """
+    shapes = jax.eval_shape(LSNet(size).init, key, jnp.zeros((1, 64, 64, 3)))
+    leaves, structure = jax.tree_util.tree_flatten_with_path(shapes["params"])
+    drawn = jax.random.uniform(key, (sum(leaf.size for _, leaf in leaves),), minval=-1.0, maxval=1.0)
+    values, first = [], 0
+    for path, leaf in leaves:
+        module, name = path[-2].key, path[-1].key
+        numbers, first = drawn[first : first + leaf.size].reshape(leaf.shape), first + leaf.size
+        if name == "kernel":
+            values.append(numbers * float(np.prod(leaf.shape[:-1])) ** -0.5)
+        elif (module, name) == ("cv4", "bias"):
+            values.append(numbers * float(leaf.size // TAPS * SHARED // 2) ** -0.5)  # its inputs: half of the channels
+        else:
+            last = name == "scale" and path[-3].key in ("pw2", "proj")  # the norm of a branch's last convolution
+            values.append(jnp.full(leaf.shape, float(name in ("scale", "norm_scale") and not last)))
+    statistics = jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")), shapes["batch_stats"]
+    )
+    return jax.tree_util.tree_unflatten(structure, values), statistics
+
+
 # Without batch norms ----------------------------------------------------------------------------------------------------------
 
 

@@ -129,12 +129,13 @@ def source(label: str, setup: Setup, params: Any, extra: Any, rows: np.ndarray, 
     labels = {"parts": jax.ShapeDtypeStruct(shape, np.uint8), "parsed": jax.ShapeDtypeStruct(shape[:1], np.bool_)}
     asked = {name for stage in method.stages() for name in stage.inputs} | ({"parts"} if truth else set())
     labels = {name: each for name, each in labels.items() if name in asked}
-    abstract |= labels
+    shared = setup.shared(method.illustration_shared)
+    abstract |= labels | {name: jax.ShapeDtypeStruct(table.shape, table.dtype) for name, table in shared.items()}
     found = []
     if jax.eval_shape(arrays, params, extra, abstract, key):
         columns = setup.columns("train", ("image", *labels), setup.config.data.train_filter)
         batch |= {name: np.ascontiguousarray(columns[name][rows]) for name in ("image", *labels)}
-        found = jax.device_get(jax.jit(arrays)(params, extra, batch, key))
+        found = jax.device_get(jax.jit(arrays)(params, extra, batch | shared, key))
     return Source(label, dict(zip(names, found, strict=True)), tuple(settings.mean), tuple(settings.std))
 
 

@@ -87,7 +87,7 @@ def read_results(workdir: Path, setup: Setup, params: Any, extra: Any) -> tuple[
             )
     if results["parameters_sha256"] != parameters_hash(params, extra):
         raise UserError(f"{workdir}/results.json belongs to other parameters than the last checkpoint; {remedy}")
-    return {"comparisons": {}, "per_covered": {}} | results, evaluation
+    return {"comparisons": {}, "measures": {}, "per_covered": {}} | results, evaluation
 
 
 def facts(workdir: Path, setup: Setup, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Public:
 * `Camera`, `cameras`: the six cameras of a namespace;
 * `Pose`, `sample_pose`, `render_image`, `Picture`: one image and its truth map as arrays;
 * `OBJECTS`, `render_occluder`, `loose_occluders`, `loose_people`: occluders as cut-outs with opacity, one or many;
+* `standing_occluders`: occluders as whole frames, where they stand in front of people;
 * `stream`: the random generator of one named thing.
 
 Truth maps hold the amodal part label (0 background, 1 head, 2 left arm, 3 right arm, 4 torso, 5 left leg, 6 right leg, 7 left
@@ -39,6 +40,7 @@ from occreid_jax.synthetic.sentences import (
     facts,
 )
 from occreid_jax.synthetic.sheet import contact_sheet
+from occreid_jax.synthetic.standing import standing_occluders
 from occreid_jax.synthetic.streams import NAMESPACES, stream
 
 __all__ = [
@@ -73,5 +75,6 @@ __all__ = [
     "render_occluder",
     "sample_people",
     "sample_pose",
+    "standing_occluders",
     "stream",
 ]

@@ -264,15 +264,16 @@ class Trainer:
         """Calls `Method.prepare` and, at a stage's start, `Method.start`: what they return must have the structure that ``extra``
         and ``params`` always have."""
 
-        def pass_(function: Callable, inputs: tuple[str, ...] = ("image",)) -> Any:
+        def pass_(function: Callable, inputs: tuple[str, ...] = ("image",), shared: tuple[str, ...] = ()) -> Any:
             columns = self.setup.columns("train", inputs, self.config.data.test_filter)
+            tables = distributed.place(self.setup.shared(shared), self.devices.replicated)
             jitted = jax.jit(
-                lambda params, extra, batch: function(params, extra, self.method.transform(batch)),
+                lambda params, extra, batch, tables: function(params, extra, self.method.transform(batch) | tables),
                 out_shardings=self.devices.replicated,  # so that every process can read all of it
             )
             with self.reporter.task(f"preparing stage {plan.stage.name}", len(self.labels)) as task:
                 return run_pass(
-                    lambda batch: jitted(current.params, current.extra, batch),
+                    lambda batch: jitted(current.params, current.extra, batch, tables),
                     columns, self.config.evaluation.batch_size, self.devices, task,
                 )  # fmt: skip
 

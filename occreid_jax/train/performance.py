@@ -193,8 +193,10 @@ def made_up(method: Method) -> dict[str, np.ndarray]:
 
 def table_shapes(method: Method) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes and types of all tables that a stage of a method may ask for, with the default library of occluders: by name."""
-    meta, side = method.meta, occluders.SIDE
-    count, library = meta.images, RENDERED + method.config.data.get("occluder_people", 0)
+    meta, data = method.meta, method.config.data
+    frames = data.get("occluder_frames", False)
+    side, people = (occluders.FRAME_SIDE, 0) if frames else (occluders.SIDE, data.get("occluder_people", 0))
+    count, library = meta.images, RENDERED + people
     shapes = {
         "image": ((count, *meta.image_size, 3), np.uint8),
         "parts": ((count, *meta.image_size), np.uint8),

@@ -85,13 +85,28 @@ def rendered_occluders(
         progress(number, limit + people)
 
 
-def rendered_library(cache: Path, seed: int, reporter: Reporter, people: int = 0) -> occluders.Library:
-    """The default library, with so many ``people`` beside its objects, rendered below the folder ``cache`` if it is not there."""
+def rendered_frames(seed: int, progress: Callable[[int, int], None], limit: int = RENDERED) -> Iterator[occluders.Occluder]:
+    """``limit`` frames of `synthetic.standing_occluders` as entries of a library."""
     from occreid_jax import synthetic
 
-    told = f"-{people}-people" if people else ""
+    for number, (name, pixels) in enumerate(synthetic.standing_occluders(seed, limit), start=1):
+        yield occluders.Occluder(name, pixels, f"occreid_jax.synthetic, seed {seed}", "Apache-2.0", "overlay")
+        progress(number, limit)
+
+
+def rendered_library(
+    cache: Path, seed: int, reporter: Reporter, people: int = 0, frames: bool = False
+) -> occluders.Library:
+    """The default library, with so many ``people`` beside its objects, or that of whole ``frames``, which has people among its
+    kinds; rendered below the folder ``cache`` if it is not there."""
+    from occreid_jax import synthetic
+
+    told = "-frames" if frames else f"-{people}-people" if people else ""
     folder = cache / f"occluders-{seed}{told}-v{synthetic.VERSION}.{RENDERED_VERSION}"
     if (folder / "library.json").is_file():
         return occluders.read_library(folder)
+    if frames:
+        with reporter.task("rendering occluders", RENDERED) as task:
+            return occluders.write_library(folder, rendered_frames(seed, task), occluders.FRAME_SIDE)
     with reporter.task("rendering occluders", RENDERED + people) as task:
         return occluders.write_library(folder, rendered_occluders(seed, task, people=people))

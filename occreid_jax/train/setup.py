@@ -96,10 +96,16 @@ class Setup:
         if self.library is None:
             data = self.config.data
             folder, people = data.get("occluders", ""), data.get("occluder_people", 0)  # older runs have none
+            frames = data.get("occluder_frames", False)
             self.library = (
                 occluders.read_library(folder)
-                if folder else rendered_library(self.cache, data.synthetic_seed, self.reporter, people)
+                if folder else rendered_library(self.cache, data.synthetic_seed, self.reporter, people, frames)
             )  # fmt: skip
+            if frames and "cutout" in self.library.kinds:
+                raise UserError(
+                    f"{folder} holds cut-outs, and this config lays whole frames over pictures, in which occluders keep their "
+                    "place; make it with launch/prepare_data.py occluders --from=folder --kind=overlay"
+                )
             self.reporter.line(f"occluders: {len(self.library.sides):,} {f'from {folder}' if folder else self.drawn}")
         return dict(zip(occluders.TABLES, (self.library.table, self.library.sides), strict=True))
 
@@ -139,6 +145,9 @@ class Setup:
     def drawn(self) -> str:
         """What the rendered library is, in words: on photographs nobody should take it for the papers' objects."""
         people = self.config.data.get("occluder_people", 0)
+        if self.config.data.get("occluder_frames", False):
+            told = "rendered objects and people in whole frames"
+            return told if self.dataset.truth is not None else f"{told}; config.data.occluders names photographs instead"
         told = f"rendered objects and people ({people} people)" if people else "rendered objects"
         if self.dataset.truth is None:
             return f"{told}; config.data.occluders names cut-outs of photographs instead (docs/datasets.md)"

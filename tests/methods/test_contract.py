@@ -37,8 +37,10 @@ def micro_config(name: str):
     for key, value in MICRO.items():
         if key in config.method:
             config.method[key] = value
-    if config.method.get("text") and name != "clip_reid":
+    if config.method.get("text") and not name.startswith(("clip_reid", "dpl_reid")):
         config.method.backbone = "clip_micro"  # texts need a CLIP
+    if "wgff" in config.method:
+        config.method.wgff.network = "micro"
     config.data.image_size = META.image_size
     for stage in config.stages.values():
         stage.sampler.batch_size = 8

@@ -30,6 +30,8 @@ CASES = {
     "clip_pretraining": "clip_pretraining:",
     "clip_reid": "clip_reid:dataset=market1501",
     "clip_reid_rn50": "clip_reid:dataset=market1501,backbone=rn50",
+    "dpl_reid": "dpl_reid:dataset=occluded_duke",
+    "dpl_reid_rn50": "dpl_reid:dataset=occluded_duke,backbone=rn50",
     "dpm_pp": "dpm_pp:dataset=market1501",
     "dpm": "dpm_pp:dataset=market1501,recipe=dpm",
     "spt": "dpm_pp:dataset=market1501,recipe=spt",
@@ -45,12 +47,16 @@ CASES = {
 }
 STAGES = {
     "baseline": ["main"], "transreid": ["main"], "clip_pretraining": ["masked", "whole"], "clip_reid": ["prompts", "finetune"],
-    "clip_reid_rn50": ["prompts", "finetune"], "dpm_pp": ["prompts", "selection", "metric"], "dpm": ["metric"],
+    "clip_reid_rn50": ["prompts", "finetune"], "dpl_reid": ["prompts", "finetune"], "dpl_reid_rn50": ["prompts", "finetune"],
+    "dpm_pp": ["prompts", "selection", "metric"], "dpm": ["metric"],
     "spt": ["selection", "metric"], "fed": ["main"], "fed_baseline": ["main"], "dpeformer": ["main"],
     "dpeformer_baseline": ["main"], "dpeformer_official": ["main"], "dpeformer_rem": ["main"],
     "ogfr": ["main"], "ogfr_baseline": ["main"], "ogfr_single": ["main"],
 }  # fmt: skip
-PADDED = {("clip_reid_rn50", "finetune"): 0.02, ("dpm_pp", "metric"): 0.02, ("dpm", "metric"): 0.02}  # more is allowed here
+PADDED = {  # more is allowed here
+    ("clip_reid_rn50", "finetune"): 0.02, ("dpl_reid_rn50", "finetune"): 0.02,
+    ("dpm_pp", "metric"): 0.02, ("dpm", "metric"): 0.02,
+}  # fmt: skip
 
 
 @functools.cache

@@ -1,5 +1,7 @@
 """LSNet against its published counts, formulas written out with loops, and itself without batch norms."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -127,6 +129,22 @@ def test_biases_on_other_grids():
         lsnet.offset_biases(table, (4, 2), "linear")
     with pytest.raises(ValueError, match="unknown LSNet 'lsnet_x'; known: lsnet_t"):
         lsnet.size_of("lsnet_x")
+
+
+def test_initial_values_drawn_at_once():
+    """The values of `LSNet.init`, in distribution: kernels uniform within 1 / sqrt(inputs), all else to the number."""
+    expected = jax.eval_shape(lsnet.LSNet(MICRO).init, jax.random.key(0), jnp.zeros((1, 64, 64, 3)))
+    params, statistics = jax.jit(lambda key: lsnet.initial_values(MICRO, key))(jax.random.key(0))
+    own = jax.jit(lsnet.LSNet(MICRO).init)(jax.random.key(1), jnp.zeros((1, 64, 64, 3)))
+    assert jax.tree.map(jnp.shape, {"params": params, "batch_stats": statistics}) == jax.tree.map(jnp.shape, expected)
+    jax.tree.map(np.testing.assert_array_equal, statistics, own["batch_stats"])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        other = functools.reduce(lambda tree, key: tree[key.key], path, own["params"])
+        if path[-1].key == "kernel" or (path[-2].key, path[-1].key) == ("cv4", "bias"):
+            bound = np.prod(leaf.shape[:-1]) ** -0.5 if leaf.ndim > 1 else (leaf.size * 8 / 9 / 2) ** -0.5
+            assert 0.8 * bound < float(jnp.abs(leaf).max()) <= bound and 0.7 * bound < float(jnp.abs(other).max()) <= bound, path
+        else:
+            np.testing.assert_array_equal(leaf, other)
 
 
 def test_batch_norms_fold(micro):

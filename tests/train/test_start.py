@@ -26,6 +26,10 @@ BOUND = {
     "baseline": ["heads/head_0/classifier/kernel"],
     "transreid": [f"heads/head_{number}/classifier/kernel" for number in range(5)],
     "clip_reid": ["heads/head_0/classifier/kernel", "heads/head_1/classifier/kernel", "prompts/context"],
+    "dpl_reid": [
+        "heads/head_0/classifier/kernel", "heads/head_1/classifier/kernel", "prompts/context", "prompts/occluded_x",
+        "prompts/occluded_y",
+    ],
     "dpm_pp": ["prompts/context", "prototypes/weight", "selection/head/classifier/kernel"],
     "fed": [f"heads/classifier_{name}/kernel" for name in ("diffused", "erased", "global")],
     "dpeformer": [
@@ -40,7 +44,7 @@ BOUND = {
 def config_of(name, image_size=(64, 32), **settings):
     config = importlib.import_module(f"configs.{name}").get_config()
     config.method.update({key: value for key, value in MICRO.items() if key in config.method})
-    if config.method.get("text") and name != "clip_reid":
+    if config.method.get("text") and not name.startswith(("clip_reid", "dpl_reid")):
         config.method.backbone = "clip_micro"
     config.method.update(settings)
     config.init.weights, config.data.image_size, config.dtype = "", image_size, "float32"
@@ -110,7 +114,8 @@ def test_what_belongs_to_other_people_starts_anew(stored, name, people):
         assert line.startswith(f"note: {folder} was trained on other pictures; what belongs to them starts anew: ")
         assert BOUND[name][0] in line
     for path, value in state_found.items():
-        own = path.startswith(("bank", "tables/", "texts", "prototype_start")) or value.shape != extra[path].shape
+        anew = ("bank", "tables/", "texts", "occluded_texts", "prototype_start")
+        own = path.startswith(anew) or value.shape != extra[path].shape
         np.testing.assert_array_equal(value, (first if own else extra)[path], err_msg=path)
 
 
@@ -127,7 +132,8 @@ def test_vectors_of_other_cameras_start_anew(stored):
 
 POSITIONS = {
     "baseline": ["backbone/pos_embed"], "transreid": ["backbone/pos_embed"], "fed": ["backbone/pos_embed"],
-    "dpeformer": ["backbone/pos_embed"], "clip_reid": ["visual/pos_embed"], "clip_pretraining": ["visual/pos_embed"],
+    "dpeformer": ["backbone/pos_embed"], "clip_reid": ["visual/pos_embed"],
+    "clip_pretraining": ["visual/pos_embed"], "dpl_reid": ["visual/pos_embed"],
     "dpm_pp": ["selection/encoder/pos_embed", "visual/pos_embed"], "ogfr": ["backbone/pos_embed", "teacher/mask_tokens"],
 }  # fmt: skip
 
