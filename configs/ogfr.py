@@ -6,11 +6,11 @@
     python launch/train.py --config=configs/ogfr.py:dataset=occluded_duke \
         --config.data.root=DIR --config.init.weights=DIR                                 the published recipe
 
-Datasets with a recipe: occluded_duke (stride 11), market1501, dukemtmc, occluded_reid (trained on Market-1501, without cameras);
-stride 12 on all but the first. Every picture needs body-part labels, in training and at test time; docs/methods/ogfr.md says
-which there are and what is done with pictures that have none. ``row=NAME`` is a row of the paper's ablation tables, see `ROWS`.
-``camera=true`` or ``false`` switches the camera embedding. The weights are those that launch/port_weights.py makes from an
-ImageNet ViT (docs/porting.md).
+Datasets with a recipe: occluded_duke (stride 11), market1501, dukemtmc, msmt17, p_dukemtmc, which has no cameras, occluded_reid
+(trained on Market-1501, without cameras); stride 12 on all but the first. Every picture needs body-part labels, in training and
+at test time; docs/methods/ogfr.md says which there are and what is done with pictures that have none. ``row=NAME`` is a row of
+the paper's ablation tables, see `ROWS`. ``camera=true`` or ``false`` switches the camera embedding. The weights are those that
+launch/port_weights.py makes from an ImageNet ViT (docs/porting.md).
 Published (R-1 / mAP): Occluded-Duke 76.6 / 64.7, Occluded-REID 86.9 / 80.9, P-DukeMTMC 93.2 / 83.4, Market-1501 96.4 / 90.2,
 DukeMTMC-reID 92.3 / 82.7, MSMT17 86.2 / 66.9. The embedded benchmark's measured figures stand in docs/results.md.
 """

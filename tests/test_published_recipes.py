@@ -338,6 +338,8 @@ RECIPES |= {
             "stride": 11, "occlusion_aware": False, "distils": False, "erases": "none", "triplet_weight": 1.0,
         }, OGFR_STAGE
     ),
+    "ogfr:dataset=msmt17": (OGFR | {"stride": 12, "camera": True}, OGFR_STAGE),
+    "ogfr:dataset=p_dukemtmc": (OGFR | {"stride": 12, "camera": True}, OGFR_STAGE),  # whose readers know no cameras
     "ogfr:dataset=market1501,row=threshold_0": (OGFR | {"threshold": 0, "inclusive": True}, OGFR_STAGE),
     "dpm_pp:dataset=occluded_duke,recipe=dpm": (DPM | {"cosine_margin": 0.5, "stride": 11}, dpm_stage(150)),
     "dpm_pp:dataset=occluded_duke,recipe=dpm_spt": (
