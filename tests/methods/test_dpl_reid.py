@@ -380,20 +380,50 @@ def test_the_second_stage_compares_with_the_chosen_texts():
 
 
 def test_counts_of_the_published_networks():
-    """Table 9 has 126.68 M for CLIP-ReID; ours of DPL-ReID beside its 142.12 M is explained in docs/methods/dpl_reid.md."""
+    """Table 9 has 126.68 M, 12.07 G for CLIP-ReID, 142.12 M, 12.50 G for DPL-ReID; docs/methods/dpl_reid.md explains ours."""
 
     def count(name, argument):
-        config = importlib.import_module(f"configs.{name}").get_config(argument)
+        config = importlib.import_module(f"configs.{name}").get_config(f"dataset=occluded_duke{argument}")
         method = methods.create(config, Meta(702, 8, (256, 128), 1))
         params, _ = jax.eval_shape(method.init, jax.random.key(0))
-        return {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+        sizes = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in params.items()}
+        return sizes, method.forward_flops() / 2e9
 
-    ours, theirs = count("dpl_reid", "dataset=occluded_duke"), count("clip_reid", "dataset=occluded_duke,camera,stride=12")
+    (ours, products), (theirs, fewer) = count("dpl_reid", ""), count("clip_reid", ",camera,stride=12")
     assert ours["prompts"] - theirs["prompts"] == 2_875_392 and theirs["prompts"] == 1_437_696
     assert ours["lsnet"] == 11_024_064 and ours["fusion"] == 1 and ours["wgff"] == 492_800 + 1_536 + 1
-    assert sum(ours.values()) - sum(theirs.values()) == 141_073_346 - 126_679_552
-    gates = count("dpl_reid", "dataset=occluded_duke,backbone=rn50")["wgff"]
-    assert gates == 1_182_720
+    assert (sum(theirs.values()), sum(ours.values())) == (126_679_552, 141_073_346)
+    assert (fewer, products) == (pytest.approx(18.95, abs=5e-3), pytest.approx(19.14, abs=5e-3))
+    (ours, products), (theirs, fewer) = count("dpl_reid", ",backbone=rn50"), count("clip_reid", ",backbone=rn50")
+    assert ours["wgff"] == 1_182_720 and (sum(theirs.values()), sum(ours.values())) == (80_472_416, 95_554_593)
+    assert (fewer, products) == (pytest.approx(5.75, abs=5e-3), pytest.approx(5.95, abs=5e-3))
+
+
+def test_no_weight_could_move_at_the_rate_of_the_vit():
+    """The sum of all rates of a training, 244 steps an epoch: what Adam can change a number by at most."""
+    config = importlib.import_module("configs.dpl_reid").get_config("dataset=occluded_duke")
+    finetune = config.stages.finetune
+    far = {}
+    for name in ("optimizer", "scalar_optimizer"):
+        block = finetune[name]
+        far[name] = 244 * float(np.sum(learning_rates(block.schedule, block.learning_rate, finetune.epochs)))
+    assert far["optimizer"] == pytest.approx(0.0333, abs=1e-3) and far["scalar_optimizer"] == pytest.approx(6.66, abs=0.2)
+
+
+SCHEDULES = {  # rates of the sheet, by epoch
+    ("", "prompts"): {1: 7.8e-5, 5: 3.49044e-4, 75: 1.755e-4, 120: 3.43265e-5, 150: 1e-6},
+    ("", "finetune"): {1: 9.5e-7, 10: 5e-6, 30: 5e-7, 50: 5e-8, 80: 5e-8},
+    (",backbone=rn50", "finetune"): {1: 3.815e-5, 10: 3.5e-4, 40: 3.5e-5, 70: 3.5e-6, 200: 3.5e-6},
+}
+
+
+@pytest.mark.parametrize("case", SCHEDULES, ids=str)
+def test_schedules_of_the_published_recipes(case):
+    argument, stage = case
+    block = importlib.import_module("configs.dpl_reid").get_config(f"dataset=occluded_duke{argument}").stages[stage]
+    rates = learning_rates(block.optimizer.schedule, block.optimizer.learning_rate, block.epochs)
+    for epoch, rate in SCHEDULES[case].items():
+        assert rates[epoch - 1] == pytest.approx(rate, rel=1e-4), epoch
 
 
 def test_test_features_have_the_published_widths():
