@@ -17,9 +17,10 @@ from tests.test_configs import prepared, step_by_shapes
 
 TABLES = [table for paper in published.papers() for table in published.tables(paper).values()]
 COUNTS = {  # rows that run, are published only, are lost
-    "baselines": (8, 4, 0), "dpeformer": (36, 34, 0), "dpm_pp": (46, 39, 5), "fed": (16, 19, 0), "ogfr": (36, 48, 1),
+    "baselines": (8, 4, 0), "dpeformer": (36, 34, 0), "dpl_reid": (41, 26, 1), "dpm_pp": (46, 39, 5), "fed": (16, 19, 0),
+    "ogfr": (36, 48, 1),
 }  # fmt: skip
-HEADLINES = {"fed": "fed", "dpeformer": "dpeformer", "ogfr": "ogfr", "dpm_pp": "dpm_pp"}
+HEADLINES = {"fed": "fed", "dpeformer": "dpeformer", "ogfr": "ogfr", "dpl_reid": "dpl_reid", "dpm_pp": "dpm_pp"}
 
 
 def test_all_rows_are_counted():
@@ -91,11 +92,11 @@ def test_a_row_may_run_differently_on_a_dataset():
     assert published.table("fed/1").published(published.table("fed/1").rows[0], "occluded_duke") == {"rank1": 42.6, "mAP": 33.7}
 
 
-RUNS = [pytest.param(run, dataset, id=f"{run}-{dataset}") for run, dataset in published.every_run()]
+RUNS = {run: dataset for run, dataset in reversed(published.every_run())}  # on one dataset: others have other numbers alone
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("run", "dataset"), RUNS)
+@pytest.mark.parametrize(("run", "dataset"), RUNS.items(), ids=RUNS)
 def test_every_run_steps_by_shapes(run, dataset):
     name, _, argument = run.partition(":")
     step_by_shapes(*prepared(name, ",".join(filter(None, (f"dataset={dataset}", argument)))))
