@@ -30,7 +30,7 @@ EXPANSION = flags.DEFINE_string("expansion", None, "average query expansion with
 CAMERA = flags.DEFINE_string("camera", None, "vectors of test pictures' cameras: auto, own, mean, zero, number, dpm or pvpm")
 METHOD = flags.DEFINE_string("method", None, "settings of config.method for this evaluation, as name=value,name=value")
 DATASET = flags.DEFINE_string("dataset", None, "evaluate on this dataset instead of the run's own")
-PROTOCOL = flags.DEFINE_string("protocol", None, "which of that dataset's protocols (default: its first)")
+PROTOCOL = flags.DEFINE_string("protocol", None, "which of its protocols (default: the first); of synthetic size-split")
 PARSING = flags.DEFINE_string("parsing", None, "folder of body-part labels of the tested pictures; none: without labels")
 ROOT = flags.DEFINE_string("root", None, "where that dataset lies (default: the run's data.root)")
 
@@ -104,14 +104,10 @@ def open_model(reporter):
 def change_settings(config) -> list[str]:
     """Changes a config in place as the flags say; returns a word for each setting that differs from the run's own."""
     own, words = config.evaluation, []
-    if DATASET.value:
-        config.data.name = DATASET.value
-        with config.unlocked():  # older runs have none of these; those of the run's own set say nothing about another
-            config.data.update(protocol="", trial=0, parsing="", parsing_format="auto")
+    with config.unlocked():  # older runs have not all of these settings
+        name_set(config.data)
     if ROOT.value:
         config.data.root = ROOT.value
-    if PROTOCOL.value is not None:
-        config.data.protocol = PROTOCOL.value
     if FLIP.value is not None and FLIP.value != own.flip:
         config.evaluation.flip = FLIP.value
         words.append("flip" if FLIP.value else "noflip")
@@ -120,11 +116,29 @@ def change_settings(config) -> list[str]:
             config.evaluation[name] = flag.value
             words.append("-".join([name, *flag.value.split(",")]))
     if PARSING.value is not None and PARSING.value != config.data.get("parsing", ""):
-        config.data.parsing = PARSING.value
+        with config.unlocked():
+            config.data.parsing = PARSING.value
         words.append(f"parsing-{PARSING.value.rstrip('/').rpartition('/')[2]}")
     if METHOD.value:
         words.extend(change_method(config.method, METHOD.value))
     return [*words, "best"] if BEST.value else words
+
+
+def name_set(data) -> None:
+    """Puts the dataset and protocol of the flags into ``config.data``; what was set for the run's own says nothing of another.
+
+    The protocol of the embedded benchmark is its size and split, such as small-holistic."""
+    from occreid_jax.errors import UserError
+
+    if DATASET.value:
+        data.update(name=DATASET.value, protocol="", trial=0, parsing="", parsing_format="auto")
+    if DATASET.value == "synthetic" and (PROTOCOL.value or not data.size):
+        size, _, split = (PROTOCOL.value or "demo-occluded").partition("-")
+        if not split:
+            raise UserError(f"--protocol={PROTOCOL.value}: of synthetic it is a size and a split, such as small-holistic")
+        data.update(size=size, split=split)
+    elif PROTOCOL.value is not None:
+        data.protocol = PROTOCOL.value
 
 
 def other_weights(workdir, parameters: str) -> list[str]:

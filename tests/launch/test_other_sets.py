@@ -199,3 +199,12 @@ def test_first_hits_that_are_tied_are_told(launch, people_run, people_root, tmp_
         "note: the features of all pictures are nearly equal (mean cosine 1.000000); 24 of 24 first hits are exactly as far as "
         "another person's picture: their order is chance"
     )
+
+
+@pytest.mark.slow  # renders the benchmark
+def test_a_run_on_real_pictures_is_tested_on_the_embedded_benchmark(launch, gap_run, tmp_path):
+    folder, _ = gap_run
+    arguments = [f"--workdir={folder}", "--dataset=synthetic", f"--root={tmp_path}"]
+    launch("evaluate.py", *arguments, "--protocol=demo").mistake("size and a split, such as small-holistic")
+    assert "(synthetic-demo-holistic/std@" in launch("evaluate.py", *arguments, "--protocol=demo-holistic").fine().out
+    assert "(synthetic-demo-occluded/std@" in launch("evaluate.py", *arguments).fine().out
