@@ -89,7 +89,7 @@ def arguments_of(module) -> Iterator[str]:
     known, parse = {}, common.parse_arg
 
     def remember(arg, **defaults):
-        known.update(defaults)
+        known.update(defaults | known)  # a config may read it twice, the second time with what it has found
         return parse(arg, **defaults)
 
     common.parse_arg = remember
