@@ -427,6 +427,8 @@ def test_presets_and_datasets():
     assert all(fed.get_config().method[key] != value for key, value in OFFICIAL.items())
     paper = fed.get_config("dataset=dukemtmc,preset=paper")  # no losses of the scores there, whatever the preset
     assert paper.method.score_weights == (0.0, 0.0) and fed.get_config("preset=paper").method.score_weights == (10.0, 10.0)
+    least = {"grid=fine": 0.5, "": 0.0, "preset=paper,grid=fine": 0.0, "preset=official": 0.0}
+    assert {each: fed.get_config(each).method.least_weight for each in least} == least
     method = methods.create(fed.get_config("dataset=occluded_duke,preset=paper"), Meta(702, 8, (256, 128), 100))
     np.testing.assert_allclose(method.fdm.scale, 384**-0.5)
     assert fed.get_config("dataset=dukemtmc").method.score_weights == (0.0, 0.0)
