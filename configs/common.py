@@ -143,7 +143,12 @@ def base(arg: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
         run="",  # run folder whose last parameters to start from
         skip=r"(^|/)classifier[^/]*/|camera_embed",  # parameters that init.run may leave at their initial values
     )
-    config.report = dict(enabled=True, queries=12, samples=16)
+    config.report = dict(
+        enabled=True,
+        queries=12,
+        samples=16,
+        gradcam=False,  # maps of where the evidence for a query's person lies, beside what the method shows of queries
+    )
     return config
 
 

@@ -92,6 +92,7 @@ def get_config(arg: str = ""):
     config = base_config(arg)
     small, resnet = common.is_small(config), config.method.backbone.endswith(("rn50", "resnet"))
     config.data.occluder_frames = True
+    config.report.gradcam = True  # the paper's Figures 8, 9 and 11
     config.method.update(
         name="dpl_reid",
         templates="both",  # prompts: full (CLIP-ReID's) | occluded ("... is occluded by Y Y Y Y.") | both

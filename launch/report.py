@@ -18,6 +18,7 @@ WORKDIR = flags.DEFINE_string("workdir", None, "run folder that launch/train.py 
 ROOT = flags.DEFINE_string("root", None, "where the run's dataset lies now (default: the run's data.root)")
 QUERIES = flags.DEFINE_integer("queries", None, "ranked lists to show in all (default: the run's report.queries)", lower_bound=0)
 SAMPLES = flags.DEFINE_integer("samples", None, "training pictures to show (default: the run's report.samples)", lower_bound=0)
+GRADCAM = flags.DEFINE_bool("gradcam", None, "maps of the evidence for a query's person (default: the run's report.gradcam)")
 BESIDE = flags.DEFINE_multi_string("beside", [], "other run folders on the same dataset to show beside; with commas or repeated")
 flags.mark_flag_as_required("workdir")
 
@@ -50,7 +51,7 @@ def main() -> None:
 
     def change(config) -> None:
         change_place(config)
-        for name, flag in (("queries", QUERIES), ("samples", SAMPLES)):
+        for name, flag in (("queries", QUERIES), ("samples", SAMPLES), ("gradcam", GRADCAM)):
             if flag.value is not None:
                 config.report[name] = flag.value
 

@@ -199,6 +199,11 @@ class Method(Protocol):
         """Maps [B, h, w] and scores [B] for reports and for comparison with ground truth."""
         ...
 
+    def evidence(self, params: Params, extra: Extra, batch: Batch, others: Features, role: str = "query") -> Array | None:
+        """float32 [B, h, w]: where in pictures of a transformed batch the evidence lies that they show the people of ``others``,
+        features of one picture for each; None without an encoder."""
+        ...
+
     def measures(self, params: Params, extra: Extra) -> dict[str, float]:
         """Numbers about what was learned, by name, for ``results.json``; on the host, finite ones alone."""
         ...

@@ -16,6 +16,7 @@ from occreid_jax.config import Range, check_numbers, check_ranges, flatten, to_d
 from occreid_jax.errors import UserError
 from occreid_jax.losses.metric import squared_distances
 from occreid_jax.methods import locations
+from occreid_jax.methods.evidence import gradcam
 from occreid_jax.nn import attention, clip, heads, vit
 from occreid_jax.nn.precision import compute_dtype
 from occreid_jax.types import Aux, Batch, Extra, Features, Meta, Params, PrepareContext, Stage, Update
@@ -201,6 +202,10 @@ class MethodBase:
     def inspect(self, params: Params, extra: Extra, batch: Batch) -> dict[str, Array]:
         """Nothing to show."""
         return {}
+
+    def evidence(self, params: Params, extra: Extra, batch: Batch, others: Features, role: str = "query") -> Array | None:
+        """Grad-CAM, see `methods.evidence`."""
+        return gradcam(self, params, extra, batch, others, role)
 
     def measures(self, params: Params, extra: Extra) -> dict[str, float]:
         """Nothing to tell."""

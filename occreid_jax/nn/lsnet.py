@@ -38,7 +38,7 @@ SIZES = {
     "lsnet_t": LSNetSize((64, 128, 256, 384), (0, 2, 8, 10)),
     "lsnet_s": LSNetSize((96, 192, 320, 448), (1, 2, 8, 10)),
     "lsnet_b": LSNetSize((128, 256, 384, 512), (4, 6, 8, 10)),
-    "tiny": LSNetSize((32, 64, 96, 128), (0, 2, 2, 2)),  # for the embedded benchmark
+    "tiny": LSNetSize((32, 64, 96, 128), (0, 2, 1, 2)),  # for the embedded benchmark
     "micro": LSNetSize((16, 16, 32, 32), (0, 1, 2, 2), heads=2, key_width=4),  # for tests
 }
 

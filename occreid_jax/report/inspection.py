@@ -55,6 +55,8 @@ def inspect(setup: Setup, params: Any, extra: Any) -> Inspection | None:
         return outputs(function, params, extra, {name: columns[name] for name in names}, rows)
 
     shown = run(rows)
+    if setup.config.report.get("gradcam"):  # older runs do not name it
+        shown |= evidence(setup, params, extra, columns, rows)
     if not any(True for _ in each_map(shown, 0)):
         return None
     visible = visible_person(np.asarray(columns["truth"][rows])) if records else None
@@ -64,6 +66,38 @@ def inspect(setup: Setup, params: Any, extra: Any) -> Inspection | None:
     ]
     shares, measured = ([], 0) if visible is None else measure(run, columns["truth"], rows, shown, visible)
     return Inspection(cards, shares, measured, visible is not None, records is not None)
+
+
+def evidence(setup: Setup, params: Any, extra: Any, columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """`Method.evidence` of the queries ``rows`` for showing the person of a gallery picture of theirs, by another camera where
+    there is one: {"Grad-CAM": [n, h, w]}, or nothing for a method without an encoder. Queries without a match are compared with
+    the first gallery picture."""
+    query, gallery, method = setup.dataset.query, setup.dataset.gallery, setup.method
+    partners = []
+    for row in rows:
+        same = gallery.pids == query.pids[row]
+        elsewhere = np.flatnonzero(same & (gallery.camids != query.camids[row]))
+        partners.append(int([*elsewhere, *np.flatnonzero(same), 0][0]))
+    inputs = tuple(method.evaluation_inputs)
+    others = setup.columns("gallery", inputs, setup.config.data.test_filter)
+
+    def embed(params, extra, batch):
+        return {"features": method.embed(params, extra, method.transform(batch), "gallery")}
+
+    def show(params, extra, batch):
+        features = batch.pop("features")
+        found = method.evidence(params, extra, method.transform(batch), features)
+        return {} if found is None else {"Grad-CAM": found}
+
+    names = ("camid", *inputs)
+    padded = np.concatenate([partners, np.zeros(SHOWN - len(rows), int)]).astype(int)
+    batch = {name: np.ascontiguousarray(others[name][padded]) for name in names}
+    batch |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
+    features = jax.jit(embed)(params, extra, batch)
+    padded = np.concatenate([rows, np.zeros(SHOWN - len(rows), rows.dtype)])
+    own = {name: np.ascontiguousarray(columns[name][padded]) for name in names}
+    own |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
+    return {name: np.asarray(maps)[: len(rows)] for name, maps in jax.jit(show)(params, extra, own | features).items()}
 
 
 def outputs(function, params: Any, extra: Any, columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
