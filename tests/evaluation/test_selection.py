@@ -189,6 +189,9 @@ class Stub:
     def distance(self, query, gallery):
         return jnp.abs(query[:, None] - gallery[None]).sum(axis=-1)
 
+    def measures(self, params, extra):
+        return {"brightness": float(params)}
+
     def inspect(self, params, extra, batch):
         assert "truth" not in batch
         self.shapes.add(batch["image"].shape[0])

@@ -34,7 +34,7 @@ class ExampleMethod:
     With ``batch_shows``, one array of each kind that `illustrate` may return.
     """
 
-    evaluation_inputs = ("image",)
+    evaluation_inputs, illustration_shared = ("image",), ()
 
     def __init__(self, maps: bool = True, stages: bool = True, batch_shows: bool = False):
         self.maps, self.has_stages, self.batch_shows = maps, stages, batch_shows
