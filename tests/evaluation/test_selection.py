@@ -235,6 +235,8 @@ def test_an_evaluation_scores_maps_where_there_is_truth(devices, tmp_path):
     assert results["selection"]["red"]["auroc"] == round(brute_force(np.asarray(red), person), 4)
     method, plain = run(scored=False)
     assert plain["selection"] == {} and not method.shapes
-    assert {**plain, "seconds": 0, "selection": results["selection"]} == {**results, "seconds": 0}
+    assert results["measures"] == {"brightness": 1.0} and "measures" not in plain
+    scored = {name: results[name] for name in ("selection", "measures")}
+    assert {**plain, "seconds": 0, **scored} == {**results, "seconds": 0}
     method, nothing = run(maps=False)
     assert nothing["selection"] == {} and method.shapes == {devices}  # looked at in the abstract, never run
