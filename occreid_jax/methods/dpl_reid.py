@@ -43,7 +43,7 @@ class DplReID(ClipReID):
     """Parameters beside CLIP-ReID's: ``prompts/occluded_x`` and ``occluded_y``, ``fusion`` of texts, ``lsnet`` and ``wgff``.
 
     ``extra`` beside CLIP-ReID's: ``occluded_prompt`` (embeddings round the learned words), ``occluded_texts`` [identities, E],
-    ``agreement`` [2, 2] and the tables ``occluded_feature`` [images, variants, E] and ``was_occluded`` bool [images, variants].
+    ``agreement`` [2, 2] and the tables ``occluded_feature`` [images, variants E] and ``was_occluded`` bool [images, variants].
     What a switch turns off has none of these, and with all three off this is CLIP-ReID to the last bit.
 
     ``config.method.templates``: "full" (CLIP-ReID's prompt), "occluded" or "both"; ``wgff.on``: LSNet and the fusion; the
@@ -108,7 +108,7 @@ class DplReID(ClipReID):
         """The first stage with features of occluded pictures: one variant of each is drawn at every visit."""
 
         def augment(rng: Array, batch: dict) -> dict:
-            variants = batch[VARIANTS]
+            variants = batch[VARIANTS].reshape(len(batch[VARIANTS]), self.settings.variants, -1)
             number = jax.random.randint(rng, (len(variants),), 0, variants.shape[1])
             return batch | {VARIANTS: jnp.take_along_axis(variants, number[:, None, None], axis=1)[:, 0]}
 
@@ -132,7 +132,8 @@ class DplReID(ClipReID):
             features, used = context.pass_(
                 lambda params, extra, batch: self.occluded_features(params, extra, batch, context.rng), shared=shared
             )
-            tables = {VARIANTS: jnp.asarray(features, jnp.float32), "was_occluded": jnp.asarray(used)}
+            features = jnp.asarray(features.reshape(len(features), -1), jnp.float32)
+            tables = {VARIANTS: features, "was_occluded": jnp.asarray(used)}
             return extra | {"tables": extra["tables"] | tables}
         extra = extra | {"occluded_texts": self.all_texts(self.occluded_texts, context)}
         return extra | {"agreement": jnp.asarray(self.agreements(extra, context.labels))}
@@ -169,8 +170,9 @@ class DplReID(ClipReID):
         chosen = np.asarray(self.is_held_out(rows)) if self.settings.held_out else np.ones(len(rows), bool)
         tables = {name: np.asarray(extra["tables"][name]) for name in ("feature", VARIANTS, "was_occluded")}
         covered = tables["was_occluded"][chosen]
+        variants = tables[VARIANTS].reshape(*tables["was_occluded"].shape, -1)
         own = np.broadcast_to(labels[chosen][:, None], covered.shape)[covered]
-        pictures = ((tables["feature"][chosen], labels[chosen]), (tables[VARIANTS][chosen][covered], own))
+        pictures = ((tables["feature"][chosen], labels[chosen]), (variants[chosen][covered], own))
         texts = (extra["texts"] if "full" in self.branches else None, extra["occluded_texts"])
         found = np.full((2, 2), np.nan, np.float32)
         for row, (features, people) in enumerate(pictures):
@@ -217,7 +219,8 @@ class DplReID(ClipReID):
             "occluded_y": normal(keys[1], rows, len(slots_y), width),
         }
         shape = (self.meta.images, self.settings.variants)
-        tables = {VARIANTS: jnp.zeros((*shape, embed)), "was_occluded": jnp.zeros(shape, bool)}
+        # Side by side: with two short last axes a TPU would copy the whole table at every step.
+        tables = {VARIANTS: jnp.zeros((shape[0], shape[1] * embed)), "was_occluded": jnp.zeros(shape, bool)}
         return words, {
             "occluded_prompt": normal(keys[2], length, width),
             "occluded_texts": jnp.zeros((people, embed)),

@@ -164,7 +164,7 @@ def test_every_visit_draws_one_variant(full):
     stage = method.stages()[0]
     assert stage.inputs == ("feature", VARIANTS)
     tables = jnp.broadcast_to(jnp.arange(4.0)[None, :, None], (64, 4, 16))
-    drawn = stage.augment(jax.random.key(0), {VARIANTS: tables, "feature": jnp.zeros((64, 16))})[VARIANTS]
+    drawn = stage.augment(jax.random.key(0), {VARIANTS: tables.reshape(64, 64), "feature": jnp.zeros((64, 16))})[VARIANTS]
     assert drawn.shape == (64, 16) and set(np.unique(drawn)) == {0, 1, 2, 3}
 
 
@@ -354,15 +354,16 @@ def test_occluded_variants_and_agreements(full):
     assert jax.tree.structure(after) == jax.tree.structure(extra)
     tables = after["tables"]
     used = np.asarray(tables["was_occluded"])
-    assert tables[VARIANTS].shape == (24, 4, 16) and 0.2 < used.mean() < 0.8
-    differ = np.any(np.abs(tables[VARIANTS] - tables["feature"][:, None]) > 1e-5, axis=-1)
+    variants = np.asarray(tables[VARIANTS]).reshape(24, 4, 16)
+    assert 0.2 < used.mean() < 0.8
+    differ = np.any(np.abs(variants - tables["feature"][:, None]) > 1e-5, axis=-1)
     np.testing.assert_array_equal(differ, used)  # a picture that got nothing has its own feature
     final = prepared(method, params, after, 1)
     labels = np.arange(24) % 6
     for column, text in enumerate(("texts", "occluded_texts")):
         whole = np.argmax(np.asarray(tables["feature"]) @ np.asarray(final[text]).T, axis=1) == labels
         assert float(final["agreement"][0, column]) == pytest.approx(whole.mean())
-        covered = np.argmax(np.asarray(tables[VARIANTS]) @ np.asarray(final[text]).T, axis=2) == labels[:, None]
+        covered = np.argmax(variants @ np.asarray(final[text]).T, axis=2) == labels[:, None]
         assert float(final["agreement"][1, column]) == pytest.approx(covered[used].mean())
     told = method.measures(params, final)
     assert told["occluded texts, covered pictures"] == pytest.approx(float(final["agreement"][1, 1]))
