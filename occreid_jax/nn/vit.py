@@ -377,3 +377,10 @@ def forward_flops(
     tokens = 1 + extra_tokens + rows * columns
     ends = embedding_flops(size, image_size, patch, stride) + 2.0 * tokens * size.width * projection_width
     return ends + size.depth * block_flops(size, tokens + registers)
+
+
+def nearest_size(operations: float, image_size: tuple[int, int], patch: int = 16) -> Size:
+    """The size of 6 to 12 blocks and heads of 32 channels whose forward pass has most nearly so many ``operations`` (FLOPs);
+    of equals the deeper."""
+    sizes = [Size(heads * 32, depth, heads) for heads in range(1, 25) for depth in range(6, 13)]
+    return min(sizes, key=lambda size: (abs(forward_flops(size, image_size, patch, patch) - operations), -size.depth))
