@@ -32,7 +32,7 @@ class WeightedFusion(nn.Module):
 
     @nn.compact
     def __call__(self, late: Array, projected: Array, pooled: Array) -> tuple[Array, Array]:
-        raw = self.param("beta", nn.initializers.constant(math.log(self.start / (1 - self.start))), ())
+        raw = self.param("beta", nn.initializers.constant(math.log(self.start / (1 - self.start))), (), jnp.float32)
         beta = jax.nn.sigmoid(raw)
 
         def mixed(feature: Array, norm: str, dense: str) -> Array:

@@ -32,7 +32,7 @@ class TextFusion(nn.Module):
     def __call__(self, full: Array, occluded: Array) -> Array:
         width = full.shape[-1]
         if self.kind == "weighted":
-            alpha = jnp.clip(self.param("alpha", nn.initializers.constant(self.start), ()), 0.0, 1.0)
+            alpha = jnp.clip(self.param("alpha", nn.initializers.constant(self.start), (), jnp.float32), 0.0, 1.0)
             return alpha * full + (1.0 - alpha) * occluded
         if self.kind == "mlp":
             x = nn.relu(torch_dense(width, 2 * width, "fc1")(jnp.concatenate([full, occluded], axis=-1)))

@@ -30,6 +30,7 @@ WIDE = {
     r"transpose\(jvp\(.*/attn/": "backward of attention's softmax; one pass in bfloat16 on the matrix unit, 1 % of a ViT-B",
     r"^augment/": "resampling of pictures and occluders, whose cost does not grow with the encoder: below 0.1 % of a ViT-B",
     r"jvp\(.*(classifier|Dense)": "heads of identities and their losses stay in float32",
+    r"^jvp\(jit\(_resize\)\)": "nine maps of parts on the grid of their labels (OGFR), whose cost does not grow with the encoder",
     r"jvp\(\)\)?/": "distances and logits of losses stay in float32",
 }
 

@@ -441,7 +441,7 @@ def test_settings(launch, tiny, tmp_path, case):
 EVALUATIONS = {
     "unknown dataset": (["--dataset=markt1501"], "did you mean 'market1501'?"),
     "dataset that is not there": (["--dataset=folder", "--root=absent"], "absent is not a folder"),
-    "size of the benchmark not known": (["--dataset=synthetic"], "size ''", "demo, small, full"),
+    "size of the benchmark not known": (["--dataset=synthetic", "--protocol=huge-occluded"], "huge", "demo, small, full"),
     "an unknown setting": (["--method=test_featur=after"], "unknown config argument 'test_featur'", "test_feature"),
     "a setting's wrong value": (["--method=label_smoothing=much"], "should look like label_smoothing="),
     "other parameters": (["--method=backbone=64x2x2"], "the method has other parameters than the run's", "train with them"),

@@ -34,6 +34,8 @@ def opened(name: str):
         stage.sampler.batch_size = BATCH
     if "transfer" in config.method:  # as where the batch of a published recipe is 64 pictures for each chip
         config.method.transfer.among = BATCH // CHIPS
+    if "wgff" in config.method:
+        config.method.wgff.network = "micro"
     return config
 
 
