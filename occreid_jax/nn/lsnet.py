@@ -359,9 +359,9 @@ def initial_values(size: LSNetSize, key: Array) -> tuple[dict[str, Any], dict[st
             values.append(numbers * float(leaf.size // TAPS * SHARED // 2) ** -0.5)  # its inputs: half of the channels
         else:
             last = name == "scale" and path[-3].key in ("pw2", "proj")  # the norm of a branch's last convolution
-            values.append(jnp.full(leaf.shape, float(name in ("scale", "norm_scale") and not last)))
+            values.append(jnp.full(leaf.shape, float(name in ("scale", "norm_scale") and not last), jnp.float32))
     statistics = jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var")), shapes["batch_stats"]
+        lambda path, leaf: jnp.full(leaf.shape, float(path[-1].key == "var"), jnp.float32), shapes["batch_stats"]
     )
     return jax.tree_util.tree_unflatten(structure, values), statistics
 
