@@ -22,8 +22,9 @@ LOOPS: tuple[str, ...] = ()  # scopes of loops that may stay: none
 PARTLY = r"^text/pos_embed$"  # parameters of which only some rows have a gradient: those of as many tokens as sentences have
 THIRDS = r"attn/qkv/kernel$"  # parameters that may be summed in three pieces: class token apart (`occreid_jax.nn.attention`)
 # Parameters whose gradients may be summed more than once, and how often more. DPM's prototypes are compared as they are, as unit
-# vectors, and squared under masks, in float32 products of 751 identities: 2 MB each beside 200 MB of the encoder.
-AGAIN = {"prototypes/weight": 2}
+# vectors, and squared under masks, in float32 products of 751 identities: 2 MB each beside 200 MB of the encoder. Texts of all
+# identities (DPL-ReID), as many numbers as its second classifier, are summed for the weight that fuses them: 1.4 MB beside 170.
+AGAIN = {"prototypes/weight": 2, "heads/head_1/classifier/kernel": 1}
 WIDE_SHARE = 0.01  # of all FLOPs
 # Float32 products that may be larger with a narrow encoder, and why.
 WIDE = {
