@@ -236,6 +236,6 @@ def measure(run, parts: np.ndarray, rows: np.ndarray, shown: dict, visible: np.n
 
 
 def mean_of(shares: list[dict[str, float]], name: str) -> float:
-    """Mean in percent over the pictures where the share exists; NaN if there is none."""
-    values = [entry[name] for entry in shares if np.isfinite(entry[name])]
+    """Mean in percent over the pictures where the share exists; NaN if there is none: Grad-CAM is of the shown pictures alone."""
+    values = [entry[name] for entry in shares if np.isfinite(entry.get(name, np.nan))]
     return 100 * float(np.mean(values)) if values else float("nan")

@@ -33,3 +33,9 @@ def test_bars_are_as_long_as_the_numbers_and_lines_stand_at_the_truth():
     assert 0.45 < blue[0] / blue[1] < 0.55
     green = [np.flatnonzero((line == pictures.OUTLINE.astype(int)).all(axis=1)) for line in middle]
     assert green[0].min() > pictures.BARS - 10 and abs(int(green[1].min()) - pictures.BARS // 2) <= 1
+
+
+def test_shares_of_maps_that_only_the_shown_pictures_have():
+    assert inspection.mean_of([{"attention": 0.5, "Grad-CAM": 0.25}, {"attention": np.nan, "Grad-CAM": 0.75}], "Grad-CAM") == 50.0
+    assert inspection.mean_of([{"attention": 0.5}, {"attention": np.nan}], "attention") == 50.0
+    assert np.isnan(inspection.mean_of([{"attention": 0.5}], "Grad-CAM"))
