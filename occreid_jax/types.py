@@ -123,8 +123,7 @@ class PrepareContext:
 
     ``pass_(fn, inputs=("image",), shared=())`` feeds un-augmented images in table order through `Method.transform`, with the
     other tables that ``inputs`` names and, whole, those of `Stage.shared` that ``shared`` names, and returns the outputs as numpy
-    arrays [N, ...] in that order. ``labels`` is int32 [N], ``camids``
-    int32 [N].
+    arrays [N, ...] in that order. ``labels`` is int32 [N], ``camids`` int32 [N].
     """
 
     params: Params

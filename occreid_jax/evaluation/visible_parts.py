@@ -1,6 +1,6 @@
 """The distance of pictures by what is visible in both: the whole and every shared part, averaged.
 
-Source: OGFR (arXiv 2507.08520) Eq. 25; the form is that of Miao et al., ICCV 2019, and of BPBreID.
+Source: arXiv 2507.08520, Eq. 25; the form is that of Miao et al., ICCV 2019, and of BPBreID.
 """
 
 from __future__ import annotations
