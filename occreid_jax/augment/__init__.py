@@ -22,6 +22,14 @@ def image_keys(rng: Array, count: int) -> Array:
     return jax.random.split(rng, count)
 
 
+def framed(key_geometry: Array, key_jitter: Array, image: Array, parts: Array | None, config) -> tuple[Array, Array | None]:
+    """A picture uint8 [H, W, 3] mirrored, padded, cropped and jittered as ``config`` says (`standard`), float32 in 0..1, and its
+    body-part labels uint8 [H, W] or None, moved along."""
+    image, parts = geometry.flip_pad_crop(key_geometry, image, parts, config.flip, config.pad)
+    image, jitter = image.astype(jnp.float32) / 255.0, tuple(config.jitter)
+    return (appearance.colour_jitter(key_jitter, image, *jitter) if any(jitter) else image), parts
+
+
 def standard(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callable[[Array, dict], dict]:
     """The training augmentation of TransReID and its descendants: flip, zero-pad and crop, colour jitter, normalise, erase.
 
@@ -29,14 +37,11 @@ def standard(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callabl
     (probability). Returns ``augment(rng, batch)``; ``batch["image"]`` uint8 [B, H, W, 3] becomes float32, and a
     ``batch["parts"]`` map moves with its image.
     """
-    flip, pad, jitter, erase = config.flip, config.pad, tuple(config.jitter), config.erasing
+    erase = config.erasing
 
     def one(key, image, parts):
         key_geometry, key_jitter, key_erase = jax.random.split(key, 3)
-        image, parts = geometry.flip_pad_crop(key_geometry, image, parts, flip, pad)
-        image = image.astype(jnp.float32) / 255.0
-        if any(jitter):
-            image = appearance.colour_jitter(key_jitter, image, *jitter)
+        image, parts = framed(key_geometry, key_jitter, image, parts, config)
         image = appearance.normalise(image, mean, std)
         if erase:
             image = erasing.random_erasing(key_erase, image, erase)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from occreid_jax.augment import appearance, erasing, geometry
+from occreid_jax.augment import appearance, erasing, framed
 from occreid_jax.augment.paste import COVERED, OCCLUDED_PARTS, check, covered_parts, paste, pick, twins
 
 Array = jax.Array
@@ -35,7 +35,7 @@ def obstacle(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callabl
     by more than half. ``parts`` moves along; ``occluded_parts`` is the same with the object. Raises `UserError` for an unknown
     kind.
     """
-    flip, pad, jitter, settings = config.flip, config.pad, tuple(config.jitter), config.occlusion
+    settings = config.occlusion
     check("kind", settings.kind, KINDS)
     pastes = settings.kind == "obstacle"
 
@@ -55,10 +55,7 @@ def obstacle(config, mean: tuple[float, ...], std: tuple[float, ...]) -> Callabl
 
     def one(key, image, parts, pictures, sides):
         key_geometry, key_jitter, key_occluder = jax.random.split(key, 3)
-        image, parts = geometry.flip_pad_crop(key_geometry, image, parts, flip, pad)
-        image = image.astype(jnp.float32) / 255.0
-        if any(jitter):
-            image = appearance.colour_jitter(key_jitter, image, *jitter)
+        image, parts = framed(key_geometry, key_jitter, image, parts, config)
         clean = occluded = appearance.normalise(image, mean, std)
         alpha = jnp.zeros(image.shape[:2])
         if pastes:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from occreid_jax.augment import appearance, geometry
+from occreid_jax.augment import appearance, framed
 from occreid_jax.augment.paste import COVERED, OCCLUDED_PARTS, check, covered_parts, erase, paste, pick, twins
 from occreid_jax.errors import UserError
 
@@ -104,8 +104,7 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...], together: int =
     pixels that are covered by more than half. ``parts`` moves along; ``occluded_parts`` is the same with the object. Raises
     `UserError` for an unknown kind, and for other images where a batch has one of a person.
     """
-    flip, pad, jitter, erasing = config.flip, config.pad, tuple(config.jitter), config.erasing
-    settings = config.occlusion
+    erasing, settings = config.erasing, config.occlusion
     kind, probability = settings.kind, settings.probability
     check("kind", kind, KINDS)
     check("noise", settings.noise, NOISES)
@@ -117,10 +116,7 @@ def roa(config, mean: tuple[float, ...], std: tuple[float, ...], together: int =
 
     def one(key, image, parts, pictures, sides):
         key_geometry, key_jitter, key_use, key_occluder = jax.random.split(key, 4)
-        image, parts = geometry.flip_pad_crop(key_geometry, image, parts, flip, pad)
-        image = image.astype(jnp.float32) / 255.0
-        if any(jitter):
-            image = appearance.colour_jitter(key_jitter, image, *jitter)
+        image, parts = framed(key_geometry, key_jitter, image, parts, config)
         clean = occluded = appearance.normalise(image, mean, std)
         alpha = jnp.zeros(image.shape[:2])
         if kind == "erasing":
