@@ -22,9 +22,11 @@ LOOPS: tuple[str, ...] = ()  # scopes of loops that may stay: none
 PARTLY = r"^text/pos_embed$"  # parameters of which only some rows have a gradient: those of as many tokens as sentences have
 THIRDS = r"attn/qkv/kernel$"  # parameters that may be summed in three pieces: class token apart (`occreid_jax.nn.attention`)
 # Parameters whose gradients may be summed more than once, and how often more. DPM's prototypes are compared as they are, as unit
-# vectors, and squared under masks, in float32 products of 751 identities: 2 MB each beside 200 MB of the encoder. Texts of all
-# identities (DPL-ReID), as many numbers as its second classifier, are summed for the weight that fuses them: 1.4 MB beside 170.
-AGAIN = {"prototypes/weight": 2, "heads/head_1/classifier/kernel": 1}
+# vectors, and squared under masks, in float32 products of 751 identities: 2 MB each beside 200 MB of the encoder.
+AGAIN = {"prototypes/weight": 2}
+# A learned weight, and a parameter of as many numbers as what is summed for it: one weight fuses two texts of every identity, and
+# the fused ones have as many numbers as the classifier of their width, 1.4 MB beside 170 (DPL-ReID).
+FUSED = {"fusion/alpha": "heads/head_1/classifier/kernel"}
 WIDE_SHARE = 0.01  # of all FLOPs
 # Float32 products that may be larger with a narrow encoder, and why.
 WIDE = {
@@ -83,6 +85,7 @@ def gradients_once(text: Text, facts: Facts) -> list[str]:
     trained, partly = sum(sizes.values()), sum(size for path, size in sizes.items() if re.search(PARTLY, path))
     partly += sum(size for path, size in sizes.items() if re.search(THIRDS, path) and size // 3 <= few)
     most = trained + sum(AGAIN.get(path, 0) * size for path, size in sizes.items())
+    most += sum(sizes.get(alike, 0) for weight, alike in FUSED.items() if weight in facts.trained)
     found = sum(each.size for kind, each, scope in sent(text) if each.size > few and is_gradient(kind, each, scope, facts))
     told = f"{found:,} numbers of gradients are summed over the chips, but {trained:,} move"
     return [] if trained - partly <= found <= most else [told]

@@ -90,23 +90,22 @@ def evidence(setup: Setup, params: Any, extra: Any, columns: dict[str, np.ndarra
         return {} if found is None else {"Grad-CAM": found}
 
     names = ("camid", *inputs)
-    padded = np.concatenate([partners, np.zeros(SHOWN - len(rows), int)]).astype(int)
-    batch = {name: np.ascontiguousarray(others[name][padded]) for name in names}
-    batch |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
-    features = jax.jit(embed)(params, extra, batch)
-    padded = np.concatenate([rows, np.zeros(SHOWN - len(rows), rows.dtype)])
-    own = {name: np.ascontiguousarray(columns[name][padded]) for name in names}
-    own |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
+    features = jax.jit(embed)(params, extra, batch_of({name: others[name] for name in names}, np.array(partners)))
+    own = batch_of({name: columns[name] for name in names}, rows)
     return {name: np.asarray(maps)[: len(rows)] for name, maps in jax.jit(show)(params, extra, own | features).items()}
 
 
 def outputs(function, params: Any, extra: Any, columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
-    """``function`` on ``rows`` of raw ``columns``, padded to `SHOWN` rows so that it is compiled once."""
+    """What ``function`` gives for ``rows`` of raw ``columns``, by name, without the rows that pad."""
+    found = jax.device_get(function(params, extra, batch_of(columns, rows)))
+    return with_named_parts({name: np.asarray(values)[: len(rows)] for name, values in found.items()})
+
+
+def batch_of(columns: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndarray]:
+    """``rows`` of raw ``columns`` as a batch, padded to `SHOWN` rows so that what takes it is compiled once."""
     padded = np.concatenate([rows, np.zeros(SHOWN - len(rows), rows.dtype)])
     batch = {name: np.ascontiguousarray(column[padded]) for name, column in columns.items()}
-    batch |= {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
-    found = {name: np.asarray(values)[: len(rows)] for name, values in jax.device_get(function(params, extra, batch)).items()}
-    return with_named_parts(found)
+    return batch | {"index": padded.astype(np.int32), "valid": np.arange(SHOWN) < len(rows)}
 
 
 def choose_rows(records: tuple[TruthRecord, ...] | None, total: int, count: int, seed: int) -> np.ndarray:

@@ -13,8 +13,8 @@ from occreid_jax.synthetic.loose import PICTURE, loose_people
 from occreid_jax.synthetic.occluders import render_occluder
 from occreid_jax.synthetic.streams import stream
 
-# Where the upper edge lies and how wide the object is, as shares of the frame (DPL-ReID sheet, 3.1). Those that stand on the
-# ground reach the lower edge.
+# Where the upper edge lies and how wide the object is, as shares of the frame; ours, since DPL-ReID's library (arXiv 2605.19527,
+# section 3.1) is not public. Those that stand on the ground reach the lower edge.
 ON_THE_GROUND = {
     "car": ((0.45, 0.65), (1.0, 1.6)),
     "bicycle": ((0.5, 0.7), (0.6, 1.1)),
@@ -43,7 +43,7 @@ def standing_box(kind: str, rng: np.random.Generator) -> Box:
         wide, top, box_height = rng.uniform(0.6, 1.1), 0.0, rng.uniform(0.2, 0.35)
         left = 0.5 * (1 - wide) + rng.uniform(-0.15, 0.15)
     elif kind == "sign":
-        wide, top, box_height = rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.4), 0.0
+        wide, top = rng.uniform(0.3, 0.6), rng.uniform(0.2, 0.4)
         box_height, left = 1.0 - top, 0.5 * (1 - wide) + rng.uniform(-0.15, 0.15)
     else:  # a second person, of whom a part of the width is in the frame
         box_height, wide = rng.uniform(0.6, 1.0), 1.5 * rng.uniform(0.6, 1.0)
