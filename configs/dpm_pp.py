@@ -38,7 +38,7 @@ ROWS = {
     "dpm_hmg": OFF | {"mask": True},
     "dpm_hmg_hem": OFF | {"mask": True, "head_weight": 0.1},
     "full": {},
-    # Table IV: where the mask is applied (on the model without transfer; the sheet's reading A of the lost columns).
+    # Table IV: where the mask is applied, without transfer. Its columns are lost in the text: docs/methods/dpm_pp.md.
     "feature_before": {"transfer.on": False, "mask_side": "feature", "mask_order": "before"},
     "prototype_before": {"transfer.on": False, "mask_side": "prototype", "mask_order": "before"},
     "both_before": {"transfer.on": False, "mask_side": "both", "mask_order": "before"},

@@ -1,6 +1,6 @@
 """ViT baseline: encoder, BNNeck, identity loss and batch-hard triplet on the feature before the neck.
 
-Source: the baseline of He et al., "TransReID", ICCV 2021, section 3.1; sheet of the baselines, sections 1 to 3.3.
+Source: the baseline of He et al., "TransReID", ICCV 2021, section 3.1, and its code.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CLIP-ReID: learn words for every identity, then fine-tune CLIP's image encoder towards the texts they make.
 
 Source: Li et al., "CLIP-ReID: Exploiting Vision-Language Model for Image Re-Identification without Concrete Text Labels", AAAI
-2023; sheet of the baselines, sections 2.2, 3.4 to 3.6.
+2023, and its code.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """TransReID: the ViT baseline with a camera embedding (SIE) and the jigsaw patch module (JPM), any stride.
 
-Source: He et al., "TransReID", ICCV 2021; sheet of the baselines, sections 2.1, 3.1 to 3.3 and 5.
+Source: He et al., "TransReID", ICCV 2021, and its code.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 pool.
 
 Source: Radford et al., ICML 2021, ``ModifiedResNet`` and ``AttentionPool2d``; Li et al., "CLIP-ReID", AAAI 2023 (last stage with
-stride 1, positions resized to its grid, all tokens returned); baselines sheet, sections 2.2 and 3.4.
+stride 1, positions resized to its grid, all tokens returned) and its code, ``model/clip/model.py``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """The jigsaw patch module of TransReID: the last block twice, once on all tokens and once on groups of scattered patches.
 
-Source: He et al., "TransReID", ICCV 2021, section 3.2; sheet of the baselines, section 3.2.
+Source: He et al., "TransReID", ICCV 2021, section 3.2.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ def resize_positions(positions: Array, grid: tuple[int, int], new_grid: tuple[in
     """Position embedding [1, prefix + h * w, D] resized to another grid, the ``prefix`` rows kept as they are.
 
     Bilinear with half-pixel centres and without antialiasing, as torch's ``interpolate``; `jax.image.resize` antialiases by
-    default, which is wrong here (baselines sheet, oracle 6).
+    default, which is wrong here (`tests/nn/test_vit.py` has the numbers).
     """
     if grid == new_grid:
         return positions
@@ -84,7 +84,7 @@ def resize_positions(positions: Array, grid: tuple[int, int], new_grid: tuple[in
 
 def on_grid(maps: Array, grid: tuple[int, int]) -> Array:
     """Maps [B, h, w] on another grid of any size, each cell taking the value at floor(i h / H), floor(j w / W) as torch's
-    "nearest" does; `jax.image.resize` has half-pixel centres (DPM++ sheet, oracle 2)."""
+    "nearest" does; `jax.image.resize` has half-pixel centres."""
     rows, columns = (np.arange(new) * old // new for new, old in zip(grid, maps.shape[1:], strict=True))
     return maps[:, rows][:, :, columns]
 
