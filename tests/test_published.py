@@ -147,7 +147,10 @@ held by tests/augment/test_patch_transfer.py."""
 
 @functools.cache
 def outcome(run: str) -> tuple[float, ...]:
-    """The losses of all stages on a fixed batch, and a distance between two of its pictures, of fixed parameters."""
+    """The losses of all stages on a fixed batch, and a distance between two of its pictures, of fixed parameters.
+
+    Operation by operation: most of them are the same in all rows of a method, a whole program would be compiled for each.
+    """
     method, rng = micro(run), np.random.default_rng(0)
     raw = {
         "image": jnp.asarray(rng.integers(0, 256, (8, *META.image_size, 3), np.uint8)),
@@ -159,20 +162,16 @@ def outcome(run: str) -> tuple[float, ...]:
         "valid": jnp.ones(8, bool),
     }
 
-    @jax.jit
-    def run_all(key):
-        params, extra = method.init(key)
-        params, extra, found = moved(params, 0.05, 1), moved(extra, 0.5, 2), []
-        for stage in method.stages():
-            given = {name: library()[name] for name in stage.shared}
-            given |= {name: extra["tables"][name][raw["index"]] for name in stage.inputs if name not in raw}
-            batch = stage.augment(jax.random.key(1), raw | given)
-            found.append(method.loss(params, extra, batch, jax.random.key(2), stage, jnp.float32(0.5))[0])
-        tested = method.transform(raw)
-        query, gallery = (method.embed(params, extra, tested, role) for role in ("query", "gallery"))
-        return [*found, method.distance(query, gallery)[0, 5]]
-
-    return tuple(float(value) for value in run_all(jax.random.key(0)))
+    params, extra = method.init(jax.random.key(0))
+    params, extra, found = moved(params, 0.05, 1), moved(extra, 0.5, 2), []
+    for stage in method.stages():
+        given = {name: library()[name] for name in stage.shared}
+        given |= {name: extra["tables"][name][raw["index"]] for name in stage.inputs if name not in raw}
+        batch = stage.augment(jax.random.key(1), raw | given)
+        found.append(method.loss(params, extra, batch, jax.random.key(2), stage, jnp.float32(0.5))[0])
+    tested = method.transform(raw)
+    query, gallery = (method.embed(params, extra, tested, role) for role in ("query", "gallery"))
+    return tuple(float(value) for value in (*found, method.distance(query, gallery)[0, 5]))
 
 
 @pytest.mark.slow
