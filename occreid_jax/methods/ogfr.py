@@ -223,10 +223,13 @@ class OGFR(OcclusionAware):
         """Probabilities float32 [B, C] of the identities by branch that erases, with all patches kept."""
         encoded, found = self.encode(params, batch["image"], batch["camid"], self.patterns(params, batch)), {}
         for name in self.erasing:
-            feature = self.decode(params, name, encoded.tokens)[:, 0]
-            (_, logits), _ = run(self.head, params["heads"]["global"], extra["batch_stats"][name]["global"], feature)
-            found[name] = jax.nn.softmax(logits, axis=-1)
+            found[name] = jax.nn.softmax(self.recognised(params, extra, name, encoded), axis=-1)
         return found
+
+    def recognised(self, params: Params, extra: Extra, branch: str, encoded: Encoded, kept: Array | None = None) -> Array:
+        """Logits float32 [B, C] of a branch that keeps these patches, bool [B, N] or all; nothing is random or learns."""
+        feature = self.decode(params, branch, encoded.tokens, kept)[:, :1]
+        return self.normalised(params, extra["batch_stats"][branch], feature, names=NAMES[:1]).logits[:, 0]
 
     # Forward ----------------------------------------------------------------------------------------------------------
 
@@ -443,18 +446,35 @@ class OGFR(OcclusionAware):
         return shown
 
     def illustrate(self, params: Params, extra: Extra, batch: Batch, rng: Array) -> dict[str, Array]:
-        """How probable the agent finds it to keep patches of pictures as they are, and what one draw leaves of them."""
+        """How probable the agent finds it to keep patches of pictures as they are, what one draw leaves of them, and what is to
+        be earned by erasing."""
         if not self.acts:
             return {}
         image, grid = batch["image"], self.backbone.grid
         encoded = self.encode(params, image, batch["camid"], self.patterns(params, batch))
         logits = self.agent.apply({"params": params["agent"]}, encoded.correlation)
-        kept = jax.random.bernoulli(rng, jax.nn.sigmoid(logits)).reshape(-1, *grid)
-        pixels = vit.on_grid(kept, image.shape[1:3])[..., None]
+        kept = jax.random.bernoulli(rng, jax.nn.sigmoid(logits))
+        pixels = vit.on_grid(kept.reshape(-1, *grid), image.shape[1:3])[..., None]
         return {
             "image, kept patches": jnp.stack([image, jnp.where(pixels, image, 0.0)], axis=1)[:8],
             "probability that a patch is kept": jax.nn.sigmoid(logits).reshape(-1),
-        }
+        } | self.earned(params, extra, encoded, batch, kept, rng)
+
+    def earned(
+        self, params: Params, extra: Extra, encoded: Encoded, batch: Batch, kept: Array, rng: Array
+    ) -> dict[str, Array]:
+        """The probability of the true identity, float32 [B], by what is erased: the oracle ladder of the reward."""
+        person = self.true_location(batch["parts"]).reshape(kept.shape) >= 0.5
+        chance = jax.random.permutation(jax.random.fold_in(rng, 1), kept, axis=1, independent=True)
+        ladder = {
+            "nothing": None, "what the agent draws": kept, "as much at random": chance, "all but the person": person,
+            "the person": ~person,
+        }  # fmt: skip
+        found = {}
+        for erased, own in ladder.items():
+            logits = self.recognised(params, extra, self.erasing[0], encoded, own)
+            found[f"probability of the true identity, erased: {erased}"] = self.true_probability(logits, batch["label"])
+        return found
 
     @property
     def grids(self) -> dict[str, tuple[int, int]]:

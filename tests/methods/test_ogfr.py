@@ -401,6 +401,34 @@ def test_what_is_compared():
 # Rows and mistakes -----------------------------------------------------------------------------------------------------------
 
 
+def test_what_erasing_could_earn():
+    """Each probability is that of a branch which keeps just these patches; one that keeps all has that of nothing erased."""
+    method = create()
+    params, extra = started(method)
+    params["teacher"] = jax.tree.map(lambda leaf: 5 * leaf if leaf.ndim > 1 else leaf, params["teacher"])  # erasing tells
+    own, start = batch() | {"parts": batch()["parts"].at[:, :, 16:].set(0)}, "probability of the true identity, erased: "
+    found = jax.jit(method.illustrate)(params, extra, own, jax.random.key(0))
+    plain = method.unerased(params, extra, own)["teacher"]
+    rows, labels = np.arange(len(own["label"])), np.asarray(own["label"])
+    np.testing.assert_allclose(found[f"{start}nothing"], np.asarray(plain)[rows, labels], atol=1e-5)
+    encoded = method.encode(params, own["image"], own["camid"], method.patterns(params, own))
+    person = np.asarray(locations.visible_shares(own["parts"], method.backbone.grid)).reshape(len(rows), -1) >= 0.5
+    assert 0 < person.mean() < 1
+    for erased, kept in (("all but the person", person), ("the person", ~person)):
+        token = method.decode(params, "teacher", encoded.tokens, jnp.asarray(kept))[:, 0]
+        neck, statistics = params["heads"]["global"], extra["batch_stats"]["teacher"]["global"]
+        (_, logits), _ = method.head.apply(
+            {"params": neck, "batch_stats": statistics}, token, False, mutable=["batch_stats"]
+        )  # fmt: skip
+        told = np.asarray(jax.nn.softmax(logits))[rows, labels]
+        np.testing.assert_allclose(found[f"{start}{erased}"], told, atol=1e-5)
+        assert np.abs(told - found[f"{start}nothing"]).max() > 1e-3
+    params["agent"] = {"kernel": 0 * params["agent"]["kernel"], "bias": jnp.full(1, 50.0)}
+    found = jax.jit(method.illustrate)(params, extra, own, jax.random.key(0))
+    for erased in ("what the agent draws", "as much at random"):
+        np.testing.assert_array_equal(found[f"{start}{erased}"], found[f"{start}nothing"])
+
+
 def test_rows_differ_in_what_they_name():
     full = sizes(create())
     for row, gone in (("baseline", {"agent", "patterns", "teacher", "student"}), ("oa_vit", {"agent", "teacher", "student"}),
