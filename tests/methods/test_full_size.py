@@ -24,7 +24,7 @@ ARGUMENTS = {  # the grid of DPM++, so that the costs compare; all of DPL-ReID, 
 }  # fmt: skip
 BATCH = 4  # two pictures of two people: every loss has something to compare
 LARGER = {"ogfr": 8}
-LARGEST = 8.0  # GB that one process may take, two of which run side by side
+LARGEST = {"ogfr": 10.0}  # GB that one process may take, two of which run side by side; others 8
 
 
 def peak_gigabytes(reset: bool = False) -> float:
@@ -91,4 +91,5 @@ def test_one_full_size_step(name, stage, capsys):
             f"peak of the process {peak:.2f} GB"
         )
     assert np.isfinite(metrics["loss"]).all()
-    assert (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 < LARGEST and peak < LARGEST
+    largest = LARGEST.get(name, 8.0)
+    assert (memory.argument_size_in_bytes + memory.temp_size_in_bytes) / 1e9 < largest and peak < largest
