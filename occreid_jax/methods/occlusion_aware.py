@@ -89,7 +89,8 @@ class OcclusionAware(MethodBase):
         rows = whole
         if fallback == "estimate" and not (has_labels and parsed is None):
             maps = self.maps(self.encode(params, batch["image"], batch["camid"], whole).correlation)
-            rows = self.patterns_of_labels(jnp.argmax(maps, axis=1))
+            shares = jax.nn.softmax(settings.correlation_scale * maps, axis=1)
+            rows = self.patterns_of_labels(occlusion_labels.shown_groups(shares, self.groups))
         if not has_labels:
             return rows
         labelled = self.patterns_of_labels(self.label_map(batch["parts"]))

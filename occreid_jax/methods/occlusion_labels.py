@@ -39,6 +39,17 @@ def label_map(parts: Array, grid: tuple[int, int]) -> Array:
     return jnp.where((parts & OCCLUDED) > 0, 0, parts & PART_BITS).astype(jnp.uint8)
 
 
+def shown_groups(shares: Array, count: int) -> Array:
+    """The coarse part that each cell of maps shows, told by the number of its first part: uint8 [B, h, w], 0 for the background.
+
+    ``shares`` float32 [B, 9, h, w] of background and parts are summed over each of ``count`` coarse parts first: two arms that
+    cannot be told apart share a cell, and either alone would lose it to the torso.
+    """
+    sums = [shares[:, 0], *(jnp.sum(shares[:, np.asarray(group)], axis=1) for group in GROUPS[count])]
+    first = np.asarray([0, *(group[0] for group in GROUPS[count])], np.uint8)
+    return jnp.asarray(first)[jnp.argmax(jnp.stack(sums, axis=1), axis=1)]
+
+
 def hidden_groups(labels: Array, count: int, threshold: int, inclusive: bool = False) -> Array:
     """bool [B, C]: which of ``count`` coarse parts (a key of `GROUPS`) the maps ``labels`` uint8 [B, h, w] do not show.
 

@@ -40,6 +40,14 @@ def test_at_a_threshold_of_nothing_only_the_inclusive_rule_hides():
     assert index(MAP, threshold=4, inclusive=True) == 15 and index(MAP, threshold=4) == 0
 
 
+def test_what_maps_show_in_coarse_parts():
+    """Two arms of 0.3 beat a torso of 0.4; with eight parts they do not, and with one the person of 0.6 beats a background."""
+    cell = np.array([[0.0, 0, 0.3, 0.3, 0.4, 0, 0, 0, 0], [0.4, 0.1, 0.1, 0.1, 0.1, 0.05, 0.05, 0.05, 0.05]])
+    shares = jnp.asarray(cell.T[None, :, None])  # one picture of one row and two cells
+    for count, expected in ((4, [2, 0]), (8, [4, 0]), (1, [1, 1])):
+        np.testing.assert_array_equal(labels.shown_groups(shares, count)[0, 0], expected)
+
+
 def test_mirrored_labels_are_the_same_person():
     """Oracle 3: the row 2443, mirrored, is 3442, and 2443 once left and right have changed places."""
     mirrored = MAP[:, :, ::-1]
