@@ -463,17 +463,19 @@ class OGFR(OcclusionAware):
     def earned(
         self, params: Params, extra: Extra, encoded: Encoded, batch: Batch, kept: Array, rng: Array
     ) -> dict[str, Array]:
-        """The probability of the true identity, float32 [B], by what is erased: the oracle ladder of the reward."""
+        """The probability of the true identity, float32 [B], by what is erased: the oracle ladder of the reward. NaN where it
+        takes labels and a picture has none."""
         person = self.true_location(batch["parts"]).reshape(kept.shape) >= 0.5
         chance = jax.random.permutation(jax.random.fold_in(rng, 1), kept, axis=1, independent=True)
-        ladder = {
-            "nothing": None, "what the agent draws": kept, "as much at random": chance, "all but the person": person,
-            "the person": ~person,
-        }  # fmt: skip
+        drawn = {"nothing": None, "what the agent draws": kept, "as much at random": chance}
+        labelled = {"all but the person": person, "the person": ~person}
+        parsed = batch.get("parsed", jnp.ones(len(kept), bool))
         found = {}
-        for erased, own in ladder.items():
+        for erased, own in (drawn | labelled).items():
             logits = self.recognised(params, extra, self.erasing[0], encoded, own)
-            found[f"probability of the true identity, erased: {erased}"] = self.true_probability(logits, batch["label"])
+            told = self.true_probability(logits, batch["label"])
+            name = f"probability of the true identity, erased: {erased}"
+            found[name] = jnp.where(parsed, told, jnp.nan) if erased in labelled else told
         return found
 
     @property
