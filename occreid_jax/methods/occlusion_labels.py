@@ -45,9 +45,10 @@ def shown_groups(shares: Array, count: int) -> Array:
     ``shares`` float32 [B, 9, h, w] of background and parts are summed over each of ``count`` coarse parts first: two arms that
     cannot be told apart share a cell, and either alone would lose it to the torso.
     """
-    sums = [shares[:, 0], *(jnp.sum(shares[:, np.asarray(group)], axis=1) for group in GROUPS[count])]
-    first = np.asarray([0, *(group[0] for group in GROUPS[count])], np.uint8)
-    return jnp.asarray(first)[jnp.argmax(jnp.stack(sums, axis=1), axis=1)]
+    groups = ((0,), *GROUPS[count])
+    sums = jnp.stack([sum(shares[:, part] for part in group) for group in groups], axis=1)
+    won = jnp.argmax(sums, axis=1)  # selected by comparison: a TPU gathers single bytes slowly
+    return jnp.select([won == number for number in range(len(groups))], [jnp.uint8(group[0]) for group in groups])
 
 
 def hidden_groups(labels: Array, count: int, threshold: int, inclusive: bool = False) -> Array:

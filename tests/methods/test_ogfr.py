@@ -401,9 +401,6 @@ def test_what_is_compared():
     assert ogfr.PART_TOKENS == shown["correlation"].shape[1] == 9
 
 
-# Rows and mistakes -----------------------------------------------------------------------------------------------------------
-
-
 def test_what_erasing_could_earn():
     """Each probability is that of a branch which keeps just these patches; one that keeps all has that of nothing erased."""
     method = create()
@@ -420,9 +417,7 @@ def test_what_erasing_could_earn():
     for erased, kept in (("all but the person", person), ("the person", ~person)):
         token = method.decode(params, "teacher", encoded.tokens, jnp.asarray(kept))[:, 0]
         neck, statistics = params["heads"]["global"], extra["batch_stats"]["teacher"]["global"]
-        (_, logits), _ = method.head.apply(
-            {"params": neck, "batch_stats": statistics}, token, False, mutable=["batch_stats"]
-        )  # fmt: skip
+        (_, logits), _ = method.head.apply({"params": neck, "batch_stats": statistics}, token, False, mutable=["batch_stats"])
         told = np.where(own["parsed"], np.asarray(jax.nn.softmax(logits))[rows, labels], np.nan)
         np.testing.assert_allclose(found[f"{start}{erased}"], told, atol=1e-5)
         assert np.nanmax(np.abs(told - found[f"{start}nothing"])) > 1e-3
@@ -430,6 +425,9 @@ def test_what_erasing_could_earn():
     found = jax.jit(method.illustrate)(params, extra, own, jax.random.key(0))
     for erased in ("what the agent draws", "as much at random"):
         np.testing.assert_array_equal(found[f"{start}{erased}"], found[f"{start}nothing"])
+
+
+# Rows and mistakes -----------------------------------------------------------------------------------------------------------
 
 
 def test_rows_differ_in_what_they_name():
