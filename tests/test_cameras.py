@@ -159,8 +159,12 @@ WITH_CAMERAS = [name for name in sorted(NAMES) if "camera" in importlib.import_m
 
 
 def features(setup, params, extra, columns, role):
-    """Features of every row, float32 [N, D], whatever pytree the method has."""
+    """Features of every row, float32 [N, D], whatever pytree the method has.
+
+    Without OGFR's ``visible``: it is 0 or 1, and where two parts are equally near to a patch the size of the batch decides.
+    """
     found = embed_split(setup.method, params, extra, columns, role, 24, setup.devices)
+    found = {name: value for name, value in found.items() if name != "visible"} if isinstance(found, dict) else found
     return np.concatenate([np.reshape(leaf, (len(leaf), -1)).astype(np.float32) for leaf in jax.tree.leaves(found)], axis=1)
 
 

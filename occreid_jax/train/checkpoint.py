@@ -10,6 +10,7 @@ import contextlib
 import errno
 import logging
 import os
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,8 @@ class Checkpoints:
                 raise self.not_written("a checkpoint", error) from error
 
     def not_written(self, what: str, error: Exception) -> UserError:
+        """The one line that ends the run. What orbax had begun and never waits for must add none of its own at the end."""
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         words = (os.strerror(number) for number in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EACCES, errno.EROFS))
         cause = next((word for word in words if word in str(error)), first_line(error))
         return UserError(
