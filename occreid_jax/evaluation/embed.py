@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,10 +15,11 @@ from occreid_jax.passes import run_pass
 from occreid_jax.types import Features, Method
 
 
+@functools.lru_cache(maxsize=8)
 def make_embed(method: Method, devices: Devices, role: str, flip: bool = False, compared: bool = False):
     """The jitted function (params, extra, raw batch) -> features; ``flip`` averages those of the picture and its mirror image.
 
-    ``compared`` gives what `Method.embed_compared` does.
+    ``compared`` gives what `Method.embed_compared` does. Kept, so that a training that evaluates often traces it once.
     """
     function = method.embed_compared if compared else method.embed
 

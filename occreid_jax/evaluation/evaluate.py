@@ -173,13 +173,11 @@ def distances(method: Method, features: Mapping[str, Any], settings) -> Iterator
     return blocks(method.distance, query, gallery)
 
 
-def inspect_split(
-    method: Method, params: Any, extra: Any, columns: Mapping[str, np.ndarray], batch_size: int, devices: Devices, task
-) -> dict[str, np.ndarray]:
-    """What `Method.inspect` gives for every row of ``columns``, by name: maps float32 or bool, [N, h, w] or [N, k, h, w], and
-    numbers float32 [N] or [N, k].
+@functools.lru_cache(maxsize=4)
+def make_inspect(method: Method, devices: Devices):
+    """The jitted function (params, extra, raw batch) -> what `inspect_split` gives of a batch, nothing of a method without maps.
 
-    Nothing is run if the method has no map.
+    Kept like `occreid_jax.evaluation.embed.make_embed`.
     """
 
     def shown(params, extra, batch):
@@ -190,12 +188,21 @@ def inspect_split(
         }
         return found if any(values.ndim > 2 for values in found.values()) else {}
 
-    shardings = (devices.replicated, devices.replicated, devices.rows)
-    function = jax.jit(shown, in_shardings=shardings, out_shardings=devices.replicated)
-    total = len(columns["camid"])
+    return jax.jit(shown, in_shardings=(devices.replicated, devices.replicated, devices.rows), out_shardings=devices.replicated)
+
+
+def inspect_split(
+    method: Method, params: Any, extra: Any, columns: Mapping[str, np.ndarray], batch_size: int, devices: Devices, task
+) -> dict[str, np.ndarray]:
+    """What `Method.inspect` gives for every row of ``columns``, by name: maps float32 or bool, [N, h, w] or [N, k, h, w], and
+    numbers float32 [N] or [N, k].
+
+    Nothing is run if the method has no map.
+    """
+    function, total = make_inspect(method, devices), len(columns["camid"])
     raw = {name: jax.ShapeDtypeStruct((devices.count, *table.shape[1:]), table.dtype) for name, table in columns.items()}
     raw |= {name: jax.ShapeDtypeStruct((devices.count,), dtype) for name, dtype in (("index", np.int32), ("valid", bool))}
-    if not jax.eval_shape(shown, params, extra, raw):
+    if not function.eval_shape(params, extra, raw):
         return {}
     with task("inspecting query", total) as progress:
         return run_pass(lambda batch: function(params, extra, batch), columns, batch_size, devices, progress)

@@ -8,7 +8,7 @@ from occreid_jax import distributed
 from occreid_jax.errors import UserError
 from occreid_jax.evaluation import rank_metrics
 from occreid_jax.evaluation.embed import embed_split
-from occreid_jax.evaluation.evaluate import Evaluation, evaluate, mean_cosine, parameters_hash, per_group, tenths
+from occreid_jax.evaluation.evaluate import Evaluation, evaluate, inspect_split, mean_cosine, parameters_hash, per_group, tenths
 from occreid_jax.train.log import Reporter
 from occreid_jax.train.setup import open_setup
 
@@ -69,6 +69,18 @@ def test_results_have_the_promised_names(opened):
     ]  # fmt: skip
     assert evaluation.results["queries"] == 24 and evaluation.results["gallery"] == 48
     assert evaluation.metrics.ranked_indices.shape == (24, 20)
+
+
+def test_evaluating_again_traces_nothing(opened, monkeypatch):
+    setup, params, extra, columns = opened
+    embed, inspect, traced = setup.method.embed, setup.method.inspect, []
+    monkeypatch.setattr(setup.method, "embed", lambda *given: traced.append(given[-1]) or embed(*given))
+    monkeypatch.setattr(setup.method, "inspect", lambda *given: traced.append("maps") or inspect(*given))
+    task = setup.reporter.task
+    for _ in range(2):
+        evaluate(setup.method, params, extra, setup.dataset, columns, setup.config.evaluation, setup.devices, task)
+        inspect_split(setup.method, params, extra, columns["query"], 24, setup.devices, task)  # `evaluate` does with a truth
+        assert sorted(traced) == ["gallery", "maps", "maps", "query"]  # the maps' shapes are asked for first
 
 
 def test_reranking_and_expansion_are_settings_and_change_the_protocol(opened):
