@@ -4,6 +4,7 @@
     python launch/acceptance.py --minutes=20 --out=h100
     python launch/acceptance.py --parts=devices,peaks,speed      some of the parts
     python launch/acceptance.py --size=small --demos=            a quick look that runs anywhere, without demo runs
+    python launch/acceptance.py --methods=ogfr --demos=ogfr      the steps and the demo run of one method
 
 The parts, in order: devices (versions too), precision (a step of every method and stage in bfloat16 beside float32), resume (a
 run that is killed and goes on), peaks (matrix products and copies by themselves), speed (training and embedding of every method
@@ -23,20 +24,25 @@ MINUTES = flags.DEFINE_float("minutes", 9.0, "time for everything", lower_bound=
 OUT = flags.DEFINE_string("out", "acceptance", "folder for what is found")
 PARTS = flags.DEFINE_list("parts", [], "parts to run (default: all)")
 SIZE = flags.DEFINE_enum("size", "auto", ["auto", "published", "small"], "auto: published sizes where there is an accelerator")
-EVERY = ["baseline", "dpm_pp", "fed", "dpeformer", "clip_reid", "transreid"]
+METHODS = flags.DEFINE_list("methods", [], "methods whose steps are looked at in precision and speed (default: all)")
+EVERY = ["baseline", "dpm_pp", "fed", "dpeformer", "ogfr", "dpl_reid", "clip_reid", "transreid"]
 DEMOS = flags.DEFINE_list("demos", EVERY, "configs of the demo runs")
 
 
 def main() -> int:
+    from functools import partial
     from pathlib import Path
 
     from occreid_jax.acceptance.run import PARTS as KNOWN
     from occreid_jax.acceptance.run import accept
     from occreid_jax.errors import UserError
+    from occreid_jax.methods import NAMES
 
     chosen = tuple(PARTS.value) or tuple(KNOWN)
     if unknown := [name for name in chosen if name not in KNOWN]:
         raise UserError(f"--parts: there is no part '{unknown[0]}'; the parts are {', '.join(KNOWN)}")
+    if unknown := [name for name in METHODS.value if name not in NAMES]:
+        raise UserError(f"--methods: there is no method '{unknown[0]}'; the methods are {', '.join(sorted(NAMES))}")
     demos = tuple(filter(None, DEMOS.value))
     if unknown := [name for name in demos if not (command.ROOT / "configs" / f"{name}.py").is_file()]:
         raise UserError(f"--demos: there is no configs/{unknown[0]}.py")
@@ -44,7 +50,7 @@ def main() -> int:
     out.mkdir(parents=True, exist_ok=True)
     small = {"auto": None, "published": False, "small": True}[SIZE.value]
     parts = tuple(name for name in KNOWN if name in chosen)
-    found = accept(out, command.ROOT, MINUTES.value, parts, demos, small, lambda line: print(line, flush=True))
+    found = accept(out, command.ROOT, MINUTES.value, parts, demos, small, tuple(METHODS.value), partial(print, flush=True))
     print((out / "acceptance.md").read_text())
     print(f"written: {out / 'acceptance.json'}, {out / 'acceptance.md'}")
     return int(any(part["ended"].startswith(("failed", "ended")) for part in found.values()))

@@ -142,6 +142,8 @@ def config_of(name, dataset, root, **evaluation):
     config.method.update({key: value for key, value in MICRO.items() if key in config.method})
     if config.method.get("text") and not name.startswith(("clip_reid", "dpl_reid")):
         config.method.backbone = "clip_micro"  # texts need a CLIP
+    if "wgff" in config.method:
+        config.method.wgff.network = "micro"
     config.method.update(camera=True, camera_scale=3.0)
     if "unparsed" in config.method:
         config.method.unparsed = "whole"  # these pictures have no body-part labels

@@ -43,12 +43,12 @@ NINE = 9.0
 
 def accept(
     out: Path, root: Path, minutes: float, parts: tuple[str, ...], demos: tuple[str, ...], small: bool | None,
-    tell: Callable[[str], None] = print,
+    only: tuple[str, ...] = (), tell: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Runs ``parts`` within ``minutes`` and returns what ``out/acceptance.json`` holds: part -> rows, seconds and how it ended.
 
-    ``small`` None lets the part "devices" decide: published sizes where JAX finds an accelerator. Every row is in
-    ``out/<part>.json`` as soon as it exists.
+    ``small`` None lets the part "devices" decide: published sizes where JAX finds an accelerator. ``only`` names the
+    methods whose steps are looked at, none means all. Every row is in ``out/<part>.json`` as soon as it exists.
     """
     began, found = time.monotonic(), {}
     ends = began + 60.0 * minutes
@@ -59,7 +59,7 @@ def accept(
         (out / f"{name}.json").unlink(missing_ok=True)
         started = time.monotonic()
         if limit > 1.0:
-            ended = in_process((name, out, root, limit, small, demos), limit + GRACE)
+            ended = in_process((name, out, root, limit, small, demos, only), limit + GRACE)
         else:
             ended = "not begun: no time left"
         stored = stored_part(out, name)
@@ -84,13 +84,15 @@ def in_process(arguments: tuple, limit: float) -> str:
     return "finished" if process.exitcode == 0 else f"ended with status {process.exitcode}"
 
 
-def run_part(name: str, out: Path, root: Path, seconds: float, small: bool | None, demos: tuple[str, ...]) -> None:
+def run_part(
+    name: str, out: Path, root: Path, seconds: float, small: bool | None, demos: tuple[str, ...], only: tuple[str, ...] = ()
+) -> None:
     """Runs one part and keeps every row at once. A mistake or a lack of memory is told as the part's end."""
     from occreid_jax.acceptance.task import Task, accelerator
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what it has started ends with it
     published = accelerator() if small is None else not small
-    task = Task(out, root, time.monotonic() + seconds, published, demos)
+    task = Task(out, root, time.monotonic() + seconds, published, demos, only)
     module, _, function = PARTS[name].function.partition(":")
     rows, ended = [], "finished"
     keep(out, name, rows, None)

@@ -28,6 +28,7 @@ class Task:
     ends: float
     published: bool  # published sizes in place of micro encoders on small pictures
     demos: tuple[str, ...]  # configs to train at demo size in the minutes left
+    only: tuple[str, ...] = ()  # methods whose steps are looked at; none: all
 
     @property
     def left(self) -> float:
@@ -35,8 +36,8 @@ class Task:
         return self.ends - time.monotonic()
 
     def stages(self, dtype: str, published: bool) -> Iterator[tuple[str, Method, Stage]]:
-        """(config, method, stage) of every stage of every method, the ViT baseline first and what is no method of ReID last."""
-        for name in sorted(methods.NAMES, key=lambda name: (name != "baseline", name == "clip_pretraining", name)):
+        """(config, method, stage) of every stage of the methods, the ViT baseline first and what is no method of ReID last."""
+        for name in sorted(self.only or methods.NAMES, key=lambda name: (name != "baseline", name == "clip_pretraining", name)):
             config = settings(name, dtype, published)
             method = methods.create(config, Meta(IDENTITIES, CAMERAS, tuple(config.data.image_size), PICTURES))
             for stage in method.stages():
@@ -51,6 +52,8 @@ def settings(name: str, dtype: str, published: bool) -> ConfigDict:
         return config
     if "backbone" in config.method:
         config.method.backbone = "clip_micro" if config.method.backbone.startswith("clip_") else "micro"
+    if "wgff" in config.method:
+        config.method.wgff.network = "micro"
     config.data.image_size = SMALL_IMAGE
     for stage in config.stages.values():
         stage.sampler.batch_size = SMALL_BATCH

@@ -56,7 +56,7 @@ def test_every_row_is_on_the_disk_before_the_next(monkeypatch, tmp_path):
 
 def test_parts_for_which_no_time_is_left_are_told(tmp_path):
     words = []
-    found = run.accept(tmp_path, ROOT, 0.0, ("devices", "peaks"), (), True, words.append)
+    found = run.accept(tmp_path, ROOT, 0.0, ("devices", "peaks"), (), True, tell=words.append)
     assert [part["ended"] for part in found.values()] == ["not begun: no time left"] * 2
     assert found == read_json(tmp_path / "acceptance.json") and len(words) == 4
 
@@ -126,6 +126,7 @@ def acceptance(*arguments, timeout=60):
     [
         (("--parts=speed,spead",), "--parts: there is no part 'spead'; the parts are devices, precision"),
         (("--demos=fedd",), "--demos: there is no configs/fedd.py"),
+        (("--methods=fed,fedd",), "--methods: there is no method 'fedd'; the methods are baseline, clip_pretraining, clip_reid"),
     ],
 )
 def test_wrong_names_are_told_before_anything_runs(arguments, words, tmp_path):
@@ -136,9 +137,10 @@ def test_wrong_names_are_told_before_anything_runs(arguments, words, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_on_a_processor(tmp_path, capsys):
-    """Everything but demo runs: every stage computes in bfloat16, and a killed run ends bit-equal. Twice the nine minutes that it
-    has on two cores of its own, since other tests run beside it."""
-    ended = acceptance("--minutes=18", "--size=small", "--demos=", f"--out={tmp_path}", timeout=1100)
+    """Everything but demo runs, for one method of one stage and one of several: stages compute in bfloat16, and a killed run ends
+    bit-equal. (The contract's tests have every method in bfloat16.) More minutes than it takes: other tests run beside it."""
+    chosen = "--methods=baseline,dpm_pp"
+    ended = acceptance("--minutes=18", "--size=small", "--demos=", chosen, f"--out={tmp_path}", timeout=1100)
     with capsys.disabled():
         print(f"\n{ended.stdout[-6000:]}")
     assert ended.returncode == 0, ended.stderr
@@ -150,6 +152,8 @@ def test_the_whole_on_a_processor(tmp_path, capsys):
         # Eight bits of a number: half a per cent in what is summed over a batch. Selection by rank may jump.
         assert row["loss_difference"] < 0.01 and row["gradient_norm_difference"] < 0.05, row
         assert row["gradient_norm"] > 0, row
+    steps = [(row["method"], row["stage"]) for row in found["precision"]["rows"]]
+    assert steps == [("baseline", "main"), ("dpm_pp", "prompts"), ("dpm_pp", "selection"), ("dpm_pp", "metric")]
     speeds = [(row["method"], row["stage"], row["batch"]) for row in found["speed"]["rows"]]
     assert speeds[:4] == [("baseline", kind, size) for size in (16, 32) for kind in ("main", "embedding")]
     for name in ("devices", "peaks", "profile"):

@@ -1,6 +1,7 @@
 """Two processes with four devices each train one run together, with the losses of one process with eight."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -23,7 +24,7 @@ def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
         port = free.getsockname()[1]
     started = []
     for process in range(processes):
-        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
+        environment = os.environ | {"PYTHONFAULTHANDLER": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
         if processes > 1:
             environment |= {
                 "OCCREID_COORDINATOR": f"127.0.0.1:{port}",
@@ -38,12 +39,17 @@ def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
 
 
 def finish(processes: list[subprocess.Popen]) -> list[tuple[int, str]]:
-    """(exit status, output) of each; all are killed if one does not end in time."""
-    try:
-        outputs = [process.communicate(timeout=240)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
+    """(exit status, output) of each; if one does not end in time, all tell where they stand and are ended."""
+    outputs, late = [], False
+    for process in processes:
+        try:
+            outputs.append(process.communicate(timeout=10 if late else 240)[0])
+        except subprocess.TimeoutExpired:
+            late = True
+            for other in processes:
+                other.send_signal(signal.SIGABRT)  # faulthandler prints the stacks of all threads
+            outputs.append(process.communicate(timeout=60)[0])
+    assert not late, "\n".join(["not ended in time", *outputs])
     return [(process.returncode, output) for process, output in zip(processes, outputs, strict=True)]
 
 

@@ -46,6 +46,8 @@ def config_of(name, image_size=(64, 32), **settings):
     config.method.update({key: value for key, value in MICRO.items() if key in config.method})
     if config.method.get("text") and not name.startswith(("clip_reid", "dpl_reid")):
         config.method.backbone = "clip_micro"
+    if "wgff" in config.method:
+        config.method.wgff.network = "micro"
     config.method.update(settings)
     config.init.weights, config.data.image_size, config.dtype = "", image_size, "float32"
     return config
