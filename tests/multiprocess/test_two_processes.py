@@ -24,7 +24,8 @@ def start(arguments: list[str], processes: int) -> list[subprocess.Popen]:
         port = free.getsockname()[1]
     started = []
     for process in range(processes):
-        environment = os.environ | {"PYTHONFAULTHANDLER": "1", "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
+        environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes}"}
+        environment |= {"PYTHONFAULTHANDLER": "1"}
         if processes > 1:
             environment |= {
                 "OCCREID_COORDINATOR": f"127.0.0.1:{port}",
