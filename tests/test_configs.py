@@ -15,8 +15,11 @@ from occreid_jax.errors import UserError
 from occreid_jax.nn.attention import CHOICES
 from occreid_jax.train import state
 from occreid_jax.train.plan import make_plan
+from occreid_jax.train.start import load_weights, shipped
 from occreid_jax.train.step import StageStep
 from occreid_jax.types import Meta
+from occreid_jax.weights.port import read_ported
+from occreid_jax.weights.trees import encoder_paths
 
 FILES = (Path(__file__).parent.parent / "configs").glob("*.py")
 CONFIGS = sorted(path.stem for path in FILES if path.stem not in ("common", "__init__"))
@@ -123,6 +126,28 @@ def test_the_fine_grid_cuts_as_many_patches_as_the_papers(name):
     for wrong, told in (("grid=finer", "unknown grid 'finer'"), ("grid=fine,dataset=folder", "for the small pictures")):
         with pytest.raises(ValueError, match=told):
             importlib.import_module(f"configs.{name}").get_config(wrong)
+
+
+STARTED = [
+    (name, grid)
+    for name in CONFIGS
+    for grid in ("coarse", "fine")
+    if name not in ("clip_pretraining", "colour_histogram")  # the one makes the weights, the other has none
+]
+
+
+@pytest.mark.parametrize(("name", "grid"), STARTED)
+def test_the_weights_that_ship_fit_and_are_taken(name, grid):
+    """The demo of every method begins with every array of the tiny CLIP's image tower, but its projection where there is none."""
+    config = importlib.import_module(f"configs.{name}").get_config(f"grid={grid}")
+    assert config.init.weights == {"coarse": "tiny_clip", "fine": "tiny_clip_fine"}[grid]
+    method = methods.create(config, Meta(64, 6, tuple(config.data.image_size), 1024))
+    params, extra = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), jax.eval_shape(method.init, jax.random.key(0)))
+    loaded, _ = load_weights(method, params, extra, config.init.weights)
+    taken = {np.asarray(leaf, np.float32).tobytes() for leaf in jax.tree.leaves(loaded)}
+    tower = encoder_paths(read_ported(shipped(config.init.weights))[0])
+    left = [path for path, value in tower.items() if np.asarray(value, np.float32).tobytes() not in taken]
+    assert set(left) <= {"grid", "projection"}
 
 
 def test_arguments_are_checked():

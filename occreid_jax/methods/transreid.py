@@ -16,7 +16,7 @@ from occreid_jax.methods.baseline import Baseline
 from occreid_jax.nn import vit
 from occreid_jax.nn.jpm import JigsawPatchModule, jigsaw_order
 from occreid_jax.types import Batch, Extra, Meta, Params
-from occreid_jax.weights.trees import flatten, merge, merge_encoder
+from occreid_jax.weights.trees import encoder_paths, merge, merge_encoder
 
 Array = jax.Array
 
@@ -76,7 +76,7 @@ class TransReID(Baseline):
         """An encoder of full depth; with the module, both branches get its last block and its norm."""
         if not self.settings.jpm:
             return super().load_pretrained(params, extra, weights)
-        last, given = f"block_{self.backbone.size.depth - 1:02d}/", flatten(weights)
+        last, given = f"block_{self.backbone.size.depth - 1:02d}/", encoder_paths(weights)
         branch = {f"block/{name.removeprefix(last)}": value for name, value in given.items() if name.startswith(last)}
         branch |= {name: value for name, value in given.items() if name.startswith("norm/")}
         trunk = {name: value for name, value in given.items() if not name.startswith((last, "norm/"))}

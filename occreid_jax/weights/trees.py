@@ -69,6 +69,13 @@ def merge(params: Mapping[str, Any], weights: Mapping[str, Any], skip: str = "",
     return unflatten(merged)
 
 
+def encoder_paths(weights: Mapping[str, Any]) -> dict[str, Any]:
+    """Path -> array of an encoder's weights, or of the image tower of a whole CLIP's; ``grid`` stays where it is given."""
+    given = flatten(weights)
+    tower = {name.removeprefix(IMAGE): value for name, value in given.items() if name.startswith(IMAGE)}
+    return tower | {name: given[name] for name in ("grid",) if name in given} if tower else given
+
+
 def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: tuple[int, int]) -> dict[str, Any]:
     """Encoder weights under this project's paths -> ``params``; the position embedding is resized to ``grid``.
 
@@ -77,10 +84,8 @@ def merge_encoder(params: Mapping[str, Any], weights: Mapping[str, Any], grid: t
     dataset's own and keep their initial values, and so do extra tokens, and registers that the weights have none of; CLIP's
     projection is left out where the encoder has none.
     """
-    given = flatten(weights)
+    given = encoder_paths(weights)
     source_grid = given.pop("grid", None)
-    tower = {name.removeprefix(IMAGE): value for name, value in given.items() if name.startswith(IMAGE)}
-    given = tower or given
     for name in [name for name in given if name.rpartition("/")[2] == "pos_embed"]:
         given[name] = resized(np.asarray(given[name]), source_grid, grid)
     target, kernel = flatten(params), "patch_embed/kernel"
