@@ -148,3 +148,9 @@ def test_functions_read_in_one_sitting(folder):
             if isinstance(node, ast.FunctionDef):
                 lines = node.end_lineno - node.lineno + 1
                 assert lines < LONGEST, f"{path.relative_to(ROOT)}: {node.name} has {lines} lines"
+
+
+def test_test_files_have_names_of_their_own():
+    """Two of one name in two folders that are no packages: pytest collects one and reports an error for the other."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py") if not (path.parent / "__init__.py").exists()]
+    assert sorted(names) == sorted(set(names))
